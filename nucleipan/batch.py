@@ -1,0 +1,156 @@
+"""Many slides in one run: find them, segment each, and never let one stop the others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nucleipan.errors import ConfigError, NucleipanError
+from nucleipan.exports.geojson import export_geojson
+from nucleipan.network.weights import Model, load_model
+from nucleipan.overlay import overlay_of_store, save_picture
+from nucleipan.segment import Progress as ProgressCall
+from nucleipan.segment import SegmentOptions, SegmentResult, segment_slide, store_path
+from nucleipan.slide import at_mpp, is_slide, open_slide
+from nucleipan.store import PanopticStore
+
+_MAX_OVERLAY_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What to do with every slide.
+
+    Attributes:
+        out: folder for stores and exports.
+        model: name of an embedded model, or a weights file.
+        exports: formats to write beside each store, e.g. ``("geojson",)``.
+        overlay: whether to write a picture with the outlines beside each store.
+    """
+
+    out: Path
+    model: str
+    options: SegmentOptions
+    exports: tuple[str, ...] = ()
+    overlay: bool = False
+
+
+def find_slides(inputs: Sequence[Path]) -> list[Path]:
+    """Slides named directly, and those that lie in named folders (by content, not below hidden or store folders).
+
+    A folder that is itself a slide (OME-Zarr, DICOM) counts as one.
+
+    Raises:
+        ConfigError: a folder holds no slide, or two slides would write the same store.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir() and not is_slide(path):
+            inside = sorted(p for p in path.iterdir() if not p.name.startswith(".") and is_slide(p))
+            if not inside:
+                raise ConfigError(f"{path}: holds no slide or image; pass a slide or a folder of slides")
+            found += inside
+        else:
+            found.append(path)
+    by_store: dict[Path, Path] = {}
+    for path in found:
+        target = store_path(path, Path())
+        if target in by_store and by_store[target] != path:
+            raise ConfigError(
+                f"{by_store[target]} and {path} would both be written to {target}; run them with different --out"
+            )
+        by_store[target] = path
+    return list(by_store.values())
+
+
+def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
+    """Segment every slide; one line each on stdout, one per failure on stderr. Returns how many failed.
+
+    Raises:
+        ModelError: the model cannot be loaded (nothing is done then).
+    """
+    model = load_model(batch.model)
+    n_failed = 0
+    for path in slides:
+        try:
+            with _shown_progress(path.name) as progress:
+                result = segment_slide(path, batch.out, model, batch.options, progress=progress)
+            _write_extras(path, result.store, batch, model)
+        except NucleipanError as error:
+            n_failed += 1
+            print(f"nucleipan: {_with_name(path, str(error))}", file=sys.stderr)
+        else:
+            print(_summary_line(path, result), flush=True)
+            if result.is_upsampled:
+                print(
+                    f"nucleipan: {path}: is coarser than the model's {model.info.mpp} um; expect less", file=sys.stderr
+                )
+    return n_failed
+
+
+def _write_extras(path: Path, store: PanopticStore, batch: BatchOptions, model: Model) -> None:
+    stem = store.path.name.removesuffix(".ome.zarr")
+    if "geojson" in batch.exports:
+        export_geojson(store, batch.out / f"{stem}.geojson.gz")
+    if batch.overlay:
+        n_pixels = store.shape[0] * store.shape[1]
+        if n_pixels > _MAX_OVERLAY_PIXELS:
+            raise ConfigError(
+                f"{path}: an overlay of {n_pixels / 1e6:.0f} Mpx is too large for a picture; use a viewer"
+            )
+        with open_slide(path) as slide:
+            picture = overlay_of_store(store, at_mpp(slide, model.info.mpp, batch.options.mpp))
+        save_picture(picture, batch.out / f"{stem}.overlay.png")
+
+
+def _summary_line(path: Path, result: SegmentResult) -> str:
+    store = result.store
+    area_mm2 = store.shape[0] * store.shape[1] * store.mpp**2 / 1e6
+    line = f"{path}: {store.n_nuclei} nuclei on {area_mm2:.2f} mm2 -> {store.path}"
+    if result.summary is None:
+        return f"{line} (was finished already)"
+    cut = f", {result.summary.n_cut} reach beyond their tile" if result.summary.n_cut else ""
+    return f"{line} ({result.seconds:.1f} s, {result.n_computed} of {result.n_tiles} tiles computed{cut})"
+
+
+def _with_name(path: Path, message: str) -> str:
+    return message if message.startswith(str(path)) else f"{path}: {message}"
+
+
+@contextmanager
+def _shown_progress(name: str) -> Iterator[ProgressCall]:
+    """A bar on a terminal, plain lines in a log, both on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines(name)
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+
+        def update(done: int, total: int, step: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{name}: {step}")
+
+        yield update
+
+
+def _plain_lines(name: str) -> ProgressCall:
+    """About ten lines a slide, whatever its size."""
+    shown = -1
+
+    def update(done: int, total: int, step: str) -> None:
+        nonlocal shown
+        tenth = 10 * done // max(1, total)
+        if step == "segmenting" and tenth != shown:
+            shown = tenth
+            print(f"{name}: {done}/{total} tiles", file=sys.stderr, flush=True)
+
+    return update

@@ -1,0 +1,198 @@
+"""The command line: parse, call one library function, print.
+
+Heavy imports wait until a command needs them, so that ``--help`` answers at once and commands that only read a
+store never load torch. Exit codes: 0 all done; 1 at least one input failed (the others are finished); 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nucleipan.errors import ConfigError, NucleipanError, RegionError
+
+if TYPE_CHECKING:
+    from nucleipan.geometry import Box
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Panoptic nuclei segmentation of whole-slide H&E images. Research use only, not for diagnosis.",
+)
+
+_EXPORTS = ("geojson",)
+
+
+def main() -> None:
+    """Entry point of ``nucleipan``."""
+    try:
+        app()
+    except NucleipanError as error:
+        print(f"nucleipan: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from nucleipan import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def segment(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, images, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results, <stem>.ome.zarr each.")],
+    model: Annotated[
+        str, typer.Option(help="Name of an embedded model (see `nucleipan models`) or a weights file.")
+    ] = "nucleipan-fast",
+    mpp: Annotated[
+        float | None,
+        typer.Option(help="Micrometres per pixel at full resolution, if the slide does not say (or says wrong)."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    roi: Annotated[
+        str | None, typer.Option(metavar="Y0,X0,Y1,X1", help="Segment this part only, in full-resolution pixels.")
+    ] = None,
+    tile: Annotated[
+        int, typer.Option(help="Side of a tile in pixels of the model's grid; smaller needs less memory.")
+    ] = 2048,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of another run.")] = False,
+    with_image: Annotated[bool, typer.Option("--with-image", help="Put the whole image into the store.")] = False,
+    export: Annotated[str | None, typer.Option(help="Also write these formats, comma separated: geojson.")] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write a picture with the outlines, <stem>.overlay.png.")
+    ] = False,
+) -> None:
+    """Segment slides into panoptic stores."""
+    from nucleipan.batch import BatchOptions, find_slides, segment_batch
+    from nucleipan.segment import SegmentOptions
+
+    if mpp is not None and not mpp > 0:
+        raise ConfigError(f"--mpp {mpp}: a pixel size is a number above 0, in micrometres, such as 0.25")
+    options = SegmentOptions(mpp, device, _parse_roi(roi), tile, overwrite, with_image)
+    wanted = BatchOptions(out, model, options, _parse_exports(export), overlay)
+    n_failed = segment_batch(find_slides(inputs), wanted)
+    if n_failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A slide, image or store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a slide or a store is."""
+    from nucleipan.describe import describe_path, print_description
+
+    description = describe_path(path)
+    if as_json:
+        print(json.dumps(description, indent=1))
+    else:
+        print_description(description)
+
+
+@app.command()
+def models() -> None:
+    """List the embedded models."""
+    from nucleipan.network.weights import embedded_models, read_model_info
+
+    for name, path in embedded_models().items():
+        m = read_model_info(path)
+        print(f"{name}  {m.mpp} um/px  {path.stat().st_size / 1e6:.1f} MB  weights: {m.licence}")
+        print(f"    things: {', '.join(c.name for c in m.classes.things)}")
+        print(f"    stuff:  {', '.join(c.name for c in m.classes.stuff)}")
+        print(f"    trained on: {', '.join(m.trained_on)}")
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to put the slide, e.g. sample.svs.")],
+) -> None:
+    """Get a real slide to try (CMU-1-Small-Region, 2 MB); offline, draw a synthetic one with known truth."""
+    from nucleipan.sample import fetch_sample
+
+    result = fetch_sample(out)
+    print(result.message)
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="A store, <stem>.ome.zarr.")],
+    format: Annotated[str, typer.Option("--format", help="geojson (QuPath; gzipped when OUT ends in .gz).")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+) -> None:
+    """Write a store's nuclei in another format."""
+    from nucleipan.exports.geojson import export_geojson
+    from nucleipan.store import PanopticStore
+
+    _parse_exports(format)
+    n = export_geojson(PanopticStore.open(store), out)
+    print(f"{out}: {n} nuclei")
+
+
+@app.command()
+def evaluate(
+    pred: Annotated[Path, typer.Option(help="Folder of stores or label images.")],
+    truth: Annotated[Path, typer.Option(help="Folder with labels/ and, where known, classes/ or tissue/.")],
+    as_json: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Score predictions: PQ, SQ, RQ, AJI, Dice, F1 and per-class figures."""
+    from rich.console import Console
+
+    from nucleipan.evaluate import evaluate_folders
+
+    result = evaluate_folders(pred, truth)
+    result.print_table(Console())
+    if as_json is not None:
+        as_json.write_text(json.dumps(result.to_json(), indent=1))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. schedule.steps=100."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Train a model; a run that was interrupted continues."""
+    from nucleipan.classes import DEFAULT_CLASSES
+    from nucleipan.config import load_train_config
+    from nucleipan.network.inference import choose_device
+    from nucleipan.training.fit import train_model
+
+    path = train_model(load_train_config(config, set_ or ()), DEFAULT_CLASSES, choose_device(device))
+    print(f"weights: {path}")
+
+
+def _parse_roi(text: str | None) -> Box | None:
+    from nucleipan.geometry import Box
+
+    if text is None:
+        return None
+    try:
+        y0, x0, y1, x1 = (int(part) for part in text.split(","))
+    except ValueError:
+        raise RegionError(f"--roi {text}: expected four whole numbers Y0,X0,Y1,X1 in full-resolution pixels") from None
+    return Box(y0, x0, y1, x1)
+
+
+def _parse_exports(text: str | None) -> tuple[str, ...]:
+    formats = tuple(f.strip() for f in (text or "").split(",") if f.strip())
+    unknown = [f for f in formats if f not in _EXPORTS]
+    if unknown:
+        raise ConfigError(f"unknown export format {', '.join(unknown)}; known: {', '.join(_EXPORTS)}")
+    return formats

@@ -1,0 +1,87 @@
+"""The only reader of YAML: from a file and overrides to a checked, frozen configuration.
+
+Relative paths in a file are relative to the file, so that a configuration can be run from anywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from nucleipan.errors import ConfigError
+from nucleipan.training.config import TrainConfig
+
+_PATH_FIELDS = ("data_root", "splits", "output")
+
+
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a training configuration.
+
+    Args:
+        path: YAML file.
+        overrides: ``key=value`` with dots for nesting, e.g. ``schedule.steps=100``; values are YAML.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, or a key is unknown or has a wrong value.
+    """
+    document = _read_mapping(path)
+    for override in overrides:
+        _set(document, override)
+    for name in _PATH_FIELDS:
+        if isinstance(document.get(name), str):
+            document[name] = (path.parent / document[name]).resolve()
+    try:
+        return TrainConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); pass a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values; found {type(document).__name__}")
+    return document
+
+
+def _set(document: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"--set {override}: expected key=value, e.g. schedule.steps=100")
+    *parents, last = key.split(".")
+    for parent in parents:
+        document = document.setdefault(parent, {})
+        if not isinstance(document, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a group of keys")
+    document[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg']} (found {error['input']!r})"
+    known = _known_keys()
+    close = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
+    return f"{where}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _known_keys() -> list[str]:
+    from nucleipan.training import config as models
+
+    return sorted(
+        {
+            name
+            for model in vars(models).values()
+            if isinstance(model, type) and hasattr(model, "model_fields")
+            for name in model.model_fields
+        }
+    )

@@ -1,0 +1,64 @@
+"""What a path holds, for people: a slide or a panoptic store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nucleipan.slide import describe
+from nucleipan.store import PanopticStore
+
+
+def describe_path(path: Path) -> dict[str, Any]:
+    """JSON-ready description of a slide (as ``nucleipan.slide.describe``) or of a finished store.
+
+    Raises:
+        SlideError, StoreError: it is neither, or damaged.
+    """
+    if path.name.endswith((".ome.zarr", ".ome.zarr.partial")) and _is_store(path):
+        return _describe_store(PanopticStore.open(path))
+    return describe(path)
+
+
+def print_description(description: dict[str, Any]) -> None:
+    """Name and value a line; lists of records as indented lines."""
+    for key, value in description.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            print(f"{key}:")
+            for item in value:
+                print("  " + "  ".join(f"{k} {_text(v)}" for k, v in item.items()))
+        elif isinstance(value, dict):
+            print(f"{key}:")
+            for name, item in value.items():
+                print(f"  {name}: {_text(item)}")
+        else:
+            print(f"{key}: {_text(value)}")
+
+
+def _is_store(path: Path) -> bool:
+    return path.name.endswith(".partial") or (path / "nuclei.parquet").is_file() or not path.exists()
+
+
+def _describe_store(store: PanopticStore) -> dict[str, Any]:
+    counts = store.nuclei(["class"])["class"].value_counts().to_pylist()
+    return {
+        "path": str(store.path),
+        "format": "nucleipan panoptic store (OME-Zarr 0.5)",
+        "shape": list(store.shape),
+        "mpp": store.mpp,
+        "slide": store.slide,
+        "model": store.model,
+        "n_nuclei": store.n_nuclei,
+        "nuclei": {str(c["values"]): c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])},
+        "classes": ", ".join(c.name for c in store.classes.classes),
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "not stated"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return " x ".join(_text(v) for v in value)
+    return str(value)

@@ -1,0 +1,58 @@
+"""Scores of panoptic nuclei segmentation, as the papers that introduced them define them.
+
+``overlaps`` turns two instance maps into one sparse table; every score is a short function of it.
+"""
+
+from nucleipan.metrics.detection import (
+    ClassificationCounts,
+    DetectionCounts,
+    classification_counts,
+    detection_counts,
+    pair_centroids,
+    pair_centroids_globally,
+)
+from nucleipan.metrics.evaluation import Evaluation, ImageScores, NucleusScores
+from nucleipan.metrics.jaccard import aji, aji_plus, dice
+from nucleipan.metrics.overlaps import Overlaps, Segments, overlaps
+from nucleipan.metrics.quality import (
+    PanopticMap,
+    PanopticQuality,
+    class_qualities,
+    instance_quality,
+    mean_pq,
+    mean_pq_of_present,
+    panoptic_qualities,
+    pool,
+)
+from nucleipan.metrics.scoring import ImagePair, evaluate_pairs
+from nucleipan.metrics.tissue import PixelConfusion, pixel_confusion
+
+__all__ = [
+    "ClassificationCounts",
+    "DetectionCounts",
+    "Evaluation",
+    "ImagePair",
+    "ImageScores",
+    "NucleusScores",
+    "Overlaps",
+    "PanopticMap",
+    "PanopticQuality",
+    "PixelConfusion",
+    "Segments",
+    "aji",
+    "aji_plus",
+    "class_qualities",
+    "classification_counts",
+    "detection_counts",
+    "dice",
+    "evaluate_pairs",
+    "instance_quality",
+    "mean_pq",
+    "mean_pq_of_present",
+    "overlaps",
+    "pair_centroids",
+    "pair_centroids_globally",
+    "panoptic_qualities",
+    "pixel_confusion",
+    "pool",
+]

@@ -1,0 +1,173 @@
+"""Which nucleus of one map lies on which of another: the one table every score is computed from.
+
+A mask per nucleus costs gigabytes on a slide; the table of the pairs that share pixels has a few rows per nucleus. Two
+passes over the pixels, run by run, collect it with areas and centroids. Nuclei are ordered by their first pixel in
+raster order, never by id: any renumbering of a map gives the same table, bit for bit, ties included.
+
+Legend: n true nuclei, m predicted ones, k pairs that share at least one pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from nucleipan.errors import DataError
+
+#: Larger ids are compacted first; below, one int32 per possible id is cheaper.
+_LARGEST_DIRECT_ID = 1 << 26
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The instances of one map, in raster order of their first pixel.
+
+    Attributes:
+        ids: int64[n], as they stand in the map.
+        areas: int64[n], pixels.
+        centroids: float64[n, 2], mean of the pixel indices, yx.
+        first_pixels: int64[n], flat (C order) index of the first pixel.
+    """
+
+    ids: np.ndarray
+    areas: np.ndarray
+    centroids: np.ndarray
+    first_pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Overlaps:
+    """Sparse contingency table of two instance maps of one shape.
+
+    Attributes:
+        true: the n instances of the truth.
+        pred: the m instances of the prediction.
+        pair_true: int64[k], row of ``true`` of every pair, ascending.
+        pair_pred: int64[k], row of ``pred``, ascending within a true instance.
+        intersections: int64[k], pixels shared.
+    """
+
+    true: Segments
+    pred: Segments
+    pair_true: np.ndarray
+    pair_pred: np.ndarray
+    intersections: np.ndarray
+
+    @property
+    def unions(self) -> np.ndarray:
+        """int64[k], pixels of either instance of every pair."""
+        return self.true.areas[self.pair_true] + self.pred.areas[self.pair_pred] - self.intersections
+
+    @property
+    def ious(self) -> np.ndarray:
+        """float64[k], intersection over union of every pair."""
+        return self.intersections / self.unions
+
+
+def overlaps(pred: np.ndarray, true: np.ndarray) -> Overlaps:
+    """Compare two integer instance maps [h, w]; 0 is no instance.
+
+    Raises:
+        DataError: the shapes differ, a map is not two-dimensional or not of non-negative integers.
+    """
+    if pred.shape != true.shape or pred.ndim != 2:
+        raise DataError(f"instance maps must share one shape [h, w]; found prediction {pred.shape}, truth {true.shape}")
+    pred, pred_ids = _direct_ids(pred, "prediction")
+    true, true_ids = _direct_ids(true, "truth")
+    pred_rank, true_rank = np.zeros(len(pred_ids), np.int32), np.zeros(len(true_ids), np.int32)
+    n, m, n_runs = _rank_by_first_pixel(true, pred, true_rank, pred_rank)
+    true_sums, pred_sums = np.zeros((n, 4), np.int64), np.zeros((m, 4), np.int64)
+    keys, lengths = np.empty(n_runs, np.int64), np.empty(n_runs, np.int32)
+    _sum_runs(true, pred, true_rank, pred_rank, true_sums, pred_sums, keys, lengths)
+    pairs, inverse = np.unique(keys, return_inverse=True)  # [k], [n_runs]
+    shared = np.bincount(inverse, weights=lengths, minlength=len(pairs)).astype(np.int64)
+    return Overlaps(
+        true=_segments(true_ids, true_rank, true_sums),
+        pred=_segments(pred_ids, pred_rank, pred_sums),
+        pair_true=pairs // max(m, 1),
+        pair_pred=pairs % max(m, 1),
+        intersections=shared,
+    )
+
+
+def _direct_ids(ids: np.ndarray, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """uint32 map whose values index the returned int64 list of original ids; value 0 stays 0."""
+    if ids.dtype.kind not in "iub":
+        raise DataError(f"the {which}'s instance map must hold integers; found {ids.dtype}")
+    largest = int(ids.max(initial=0))
+    if ids.dtype.kind == "i" and int(ids.min(initial=0)) < 0:
+        raise DataError(f"the {which}'s instance map must hold ids >= 0; found {int(ids.min())}")
+    if largest <= _LARGEST_DIRECT_ID:
+        return np.ascontiguousarray(ids, np.uint32), np.arange(largest + 1)
+    used = np.unique(ids[ids > 0])
+    compact = np.where(ids > 0, np.searchsorted(used, ids) + 1, 0).astype(np.uint32)
+    return compact, np.concatenate([[0], used.astype(np.int64)])
+
+
+def _segments(ids: np.ndarray, rank: np.ndarray, sums: np.ndarray) -> Segments:
+    present = np.flatnonzero(rank)
+    ordered = np.empty(len(sums), np.int64)
+    ordered[rank[present] - 1] = ids[present]
+    areas = sums[:, 0]
+    return Segments(ordered, areas, sums[:, 1:3] / areas[:, None], sums[:, 3])
+
+
+@njit(cache=True, nogil=True)
+def _rank_by_first_pixel(true, pred, true_rank, pred_rank):
+    """Number ids 1, 2, ... as raster order meets them; count the runs that lie on both maps' instances."""
+    n_true, n_pred, n_runs = 0, 0, 0
+    height, width = true.shape
+    for y in range(height):
+        last_t, last_p = np.uint32(0), np.uint32(0)
+        for x in range(width):
+            t, p = true[y, x], pred[y, x]
+            if t == last_t and p == last_p:
+                continue
+            last_t, last_p = t, p
+            if t > 0 and true_rank[t] == 0:
+                n_true += 1
+                true_rank[t] = n_true
+            if p > 0 and pred_rank[p] == 0:
+                n_pred += 1
+                pred_rank[p] = n_pred
+            if t > 0 and p > 0:
+                n_runs += 1
+    return n_true, n_pred, n_runs
+
+
+@njit(cache=True, nogil=True)
+def _add_run(sums, row, y, x0, x1, width):
+    n = x1 - x0
+    if sums[row, 0] == 0:
+        sums[row, 3] = y * width + x0
+    sums[row, 0] += n
+    sums[row, 1] += y * n
+    sums[row, 2] += (x0 + x1 - 1) * n // 2
+
+
+@njit(cache=True, nogil=True)
+def _sum_runs(true, pred, true_rank, pred_rank, true_sums, pred_sums, keys, lengths):
+    """Area, sum of y, sum of x and first pixel per instance; a key (true * m + pred) and a length per shared run."""
+    height, width = true.shape
+    m = len(pred_sums)
+    run = 0
+    for y in range(height):
+        start = 0
+        for x in range(1, width + 1):
+            t, p = true[y, start], pred[y, start]
+            if x < width and true[y, x] == t and pred[y, x] == p:
+                continue
+            if t > 0:
+                _add_run(true_sums, true_rank[t] - 1, y, start, x, width)
+            if p > 0:
+                _add_run(pred_sums, pred_rank[p] - 1, y, start, x, width)
+            if t > 0 and p > 0:
+                keys[run] = np.int64(true_rank[t] - 1) * m + (pred_rank[p] - 1)
+                lengths[run] = x - start
+                run += 1
+            start = x

@@ -1,0 +1,168 @@
+"""Panoptic quality (Kirillov et al. 2019, arXiv 1801.00868).
+
+A true and a predicted segment match when their IoU is *strictly* above 0.5; no segment can then match twice, so
+matching needs no search. PQ = SQ * RQ, where SQ is the mean IoU of the matches and RQ their F1.
+
+Counts are kept, not ratios: adding two ``PanopticQuality`` pools the images they come from. Where there is nothing
+to find and nothing was found, every ratio is nan and means leave it out; where there is something but no match, SQ is
+0, so that PQ = SQ * RQ = 0 holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nucleipan.errors import DataError
+from nucleipan.metrics.overlaps import Overlaps, overlaps
+
+
+@dataclass(frozen=True, slots=True)
+class PanopticQuality:
+    """Counts behind PQ, SQ and RQ of one class or of all nuclei; ``+`` pools images."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    iou_sum: float = 0.0
+
+    def __add__(self, other: PanopticQuality) -> PanopticQuality:
+        return PanopticQuality(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.iou_sum + other.iou_sum)
+
+    @property
+    def n_true(self) -> int:
+        return self.tp + self.fn
+
+    @property
+    def pq(self) -> float:
+        return self.sq * self.rq
+
+    @property
+    def sq(self) -> float:
+        """Segmentation quality: mean IoU of the matches."""
+        if self.tp:
+            return self.iou_sum / self.tp
+        return 0.0 if self.fp or self.fn else float("nan")
+
+    @property
+    def rq(self) -> float:
+        """Recognition quality: F1 of the matches (DQ in HoVer-Net)."""
+        total = self.tp + 0.5 * self.fp + 0.5 * self.fn
+        return self.tp / total if total else float("nan")
+
+
+def pool(qualities: Iterable[PanopticQuality]) -> PanopticQuality:
+    """Counts summed over images."""
+    return sum(qualities, start=PanopticQuality())
+
+
+def mean_pq(qualities: Iterable[PanopticQuality]) -> float:
+    """Mean PQ over classes; a class that is neither in the truth nor in the prediction is left out (nan if all are)."""
+    return _mean([q.pq for q in qualities])
+
+
+def mean_pq_of_present(qualities: Iterable[PanopticQuality]) -> float:
+    """Mean PQ over the classes (or images) that have true nuclei, PanNuke's rule (arXiv 2003.10778).
+
+    False positives of a class that the truth lacks go unpunished here; ``mean_pq`` counts that class as 0.
+    """
+    return _mean([q.pq for q in qualities if q.n_true])
+
+
+def instance_quality(table: Overlaps) -> PanopticQuality:
+    """PQ of instance maps whatever their classes: the binary PQ of PanNuke, the PQ of HoVer-Net."""
+    matched = matches(table)
+    tp = len(matched)
+    return PanopticQuality(tp, len(table.pred) - tp, len(table.true) - tp, float(table.ious[matched].sum()))
+
+
+def class_qualities(
+    table: Overlaps, pred_classes: np.ndarray, true_classes: np.ndarray, n_classes: int
+) -> tuple[PanopticQuality, ...]:
+    """PQ of every class 1..n_classes among instances of that class, in class order.
+
+    ``pred_classes`` [m] and ``true_classes`` [n] are class ids in the order of ``table.pred`` and ``table.true``. A
+    pair matches only when both classes agree. Class 0 is, in the truth, a nucleus that nobody classified: what matches
+    it is left out. In the prediction it is a class outside the list: the true nucleus is missed, no class gains.
+    """
+    matched = matches(table)
+    pred_of, true_of = pred_classes[table.pair_pred[matched]], true_classes[table.pair_true[matched]]
+    ious = table.ious[matched]
+    right = pred_of == true_of
+    unjudged = pred_of[true_of == 0]
+    n = n_classes + 1
+    tp = np.bincount(true_of[right], minlength=n)
+    iou_sums = np.bincount(true_of[right], weights=ious[right], minlength=n)
+    fp = np.bincount(pred_classes, minlength=n) - tp - np.bincount(unjudged[unjudged > 0], minlength=n)
+    fn = np.bincount(true_classes, minlength=n) - tp
+    return tuple(PanopticQuality(int(tp[c]), int(fp[c]), int(fn[c]), float(iou_sums[c])) for c in range(1, n))
+
+
+def matches(table: Overlaps) -> np.ndarray:
+    """Indices of the pairs with IoU > 0.5, compared as integers."""
+    return np.flatnonzero(2 * table.intersections > table.unions)
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticMap:
+    """A class for every pixel and an id for every thing, one image.
+
+    Attributes:
+        classes: integer [h, w], 0 = void.
+        instances: integer [h, w], 0 where there is no thing. Class and instance belong together: one class, read at
+            its first pixel, per instance.
+    """
+
+    classes: np.ndarray
+    instances: np.ndarray
+
+
+def panoptic_qualities(
+    pred: PanopticMap, true: PanopticMap, *, n_classes: int, thing_ids: Sequence[int]
+) -> tuple[PanopticQuality, ...]:
+    """PQ of every class 1..n_classes over things and stuff, with void as section 4.1 of arXiv 1801.00868 has it.
+
+    A stuff class is one segment per image. Void pixels of the truth (class 0, or a thing class without an instance)
+    are taken out of the predicted segments before IoU; an unmatched predicted segment with more than half of its
+    pixels on void is no false positive. Void in the prediction is only a lack of prediction.
+
+    Raises:
+        DataError: planes differ in shape.
+    """
+    table = overlaps(_segment_ids(pred, n_classes, thing_ids), _segment_ids(true, n_classes, thing_ids))
+    pred_of = pred.classes.ravel()[table.pred.first_pixels].astype(np.int64)
+    true_of = true.classes.ravel()[table.true.first_pixels].astype(np.int64)
+    # Every predicted pixel that meets no true segment lies on void.
+    judged = np.bincount(table.pair_pred, weights=table.intersections, minlength=len(table.pred)).astype(np.int64)
+    unions = table.true.areas[table.pair_true] + judged[table.pair_pred] - table.intersections
+    agree = pred_of[table.pair_pred] == true_of[table.pair_true]
+    matched = np.flatnonzero(agree & (2 * table.intersections > unions))
+    is_fp = 2 * judged >= table.pred.areas
+    is_fp[table.pair_pred[matched]] = False
+    n = n_classes + 1
+    of_match = true_of[table.pair_true[matched]]
+    tp = np.bincount(of_match, minlength=n)
+    iou_sums = np.bincount(of_match, weights=table.intersections[matched] / unions[matched], minlength=n)
+    fp, fn = np.bincount(pred_of[is_fp], minlength=n), np.bincount(true_of, minlength=n) - tp
+    return tuple(PanopticQuality(int(tp[c]), int(fp[c]), int(fn[c]), float(iou_sums[c])) for c in range(1, n))
+
+
+def _segment_ids(planes: PanopticMap, n_classes: int, thing_ids: Sequence[int]) -> np.ndarray:
+    """int64[h, w]: stuff class c -> c, thing instance i -> n_classes + i, the rest 0."""
+    if planes.classes.shape != planes.instances.shape:
+        raise DataError(f"class plane {planes.classes.shape} and instance plane {planes.instances.shape} differ")
+    highest = int(planes.classes.max(initial=0))
+    if highest > n_classes:
+        raise DataError(f"a class plane holds class {highest}; expected 0..{n_classes}")
+    is_thing = np.zeros(n_classes + 1, bool)
+    is_thing[list(thing_ids)] = True
+    things = is_thing[planes.classes]
+    shifted = np.where(planes.instances > 0, planes.instances.astype(np.int64) + n_classes, 0)
+    return np.where(things, shifted, planes.classes)
+
+
+def _mean(values: list[float]) -> float:
+    known = [v for v in values if v == v]
+    return sum(known) / len(known) if known else float("nan")

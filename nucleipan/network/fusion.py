@@ -1,0 +1,166 @@
+"""From head outputs of one tile to its panoptic planes.
+
+Panoptic fusion is parameter-free (EfficientPS, arXiv 2004.02307, section 3.4). For a pixel of an instance of class
+c, with instance logit A and semantic logit B of c, the fused logit
+
+    FL = (sigmoid(A) + sigmoid(B)) * (A + B)
+
+competes with the largest stuff logit; a pixel that loses goes back to the stuff. The class c of a nucleus is the
+argmax of its mean thing probabilities; the stuff plane under it names the tissue it lies in.
+
+Semantic logits live on a coarser grid. They are read bilinearly, except where that cannot matter: for the mean over
+a nucleus the nearest value serves, and a pixel whose four coarse neighbours agree on the stuff class has that
+class, whatever the weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.special import softmax
+
+from nucleipan.classes import PanopticClasses
+from nucleipan.network.islands import absorb_islands
+from nucleipan.network.model import HeadOutputs
+from nucleipan.network.voting import VotingConfig, cpu
+from nucleipan.network.voting import tensor as gpu
+from nucleipan.panoptic import PanopticTile
+from nucleipan.tiles import Tile
+
+
+class DecodeConfig(BaseModel):
+    """How head outputs become segments. Lengths of ``voting`` are in pixels of the working grid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    voting: VotingConfig = VotingConfig()
+    min_stuff_um2: float = Field(150.0, ge=0, description="smaller tissue islands go to the class around them")
+
+
+def decode_tile(
+    outputs: HeadOutputs, tile: Tile, classes: PanopticClasses, mpp: float, config: DecodeConfig
+) -> PanopticTile:
+    """Segment one tile.
+
+    Args:
+        outputs: of a batch of one. It may be larger than ``tile.outer`` at the bottom and right (padding to the
+            network's stride); the surplus is cut off.
+        mpp: micrometres per pixel of the working grid.
+    """
+    h, w = tile.outer.shape
+    stride = outputs.stride
+    instances = _vote(outputs.nucleus[0, 0, :h, :w], outputs.offsets[0, :, :h, :w], config.voting)
+    nucleus = _numpy(outputs.nucleus[0, 0, :h, :w])
+    semantic = _numpy(outputs.semantic[0])  # [K, ceil(h/s), ceil(w/s)] or more
+    things, stuff = semantic[classes.thing_ids - 1], semantic[classes.stuff_ids - 1]
+
+    probabilities = _thing_probabilities(instances, softmax(things, 0), stride)  # [n + 1, T], row 0 unused
+    class_of = probabilities.argmax(1).astype(np.int32)
+    _give_back_pixels(instances, nucleus, things, class_of, stuff.max(0), stride)
+    instances, kept = cpu.keep_largest_pieces(instances, config.voting.min_area)
+
+    labels = absorb_islands(stuff, max(1, round(config.min_stuff_um2 / (mpp * stride) ** 2)))
+    stuff_plane = classes.stuff_ids[_upsample_argmax(stuff, labels, stride, h, w)]
+    return PanopticTile(tile, stuff_plane, instances, probabilities[kept], _mean_score(instances, nucleus, len(kept)))
+
+
+def _vote(nucleus: torch.Tensor, offsets: torch.Tensor, config: VotingConfig) -> np.ndarray:
+    if nucleus.device.type == "cpu":
+        return cpu.vote(_numpy(nucleus), _numpy(offsets), config)
+    return gpu.vote(nucleus, offsets, config).cpu().numpy()
+
+
+def _numpy(x: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(x.detach().float().cpu().numpy())
+
+
+def _thing_probabilities(instances: np.ndarray, probabilities: np.ndarray, stride: int) -> np.ndarray:
+    """Mean of float32[T, h/s, w/s] over each instance: float32[n + 1, T], rows sum to 1 (row 0: uniform)."""
+    sums, counts = _sum_by_instance(instances, probabilities, stride, int(instances.max(initial=0)))
+    empty = counts == 0
+    sums[empty], counts[empty] = 1.0 / sums.shape[1], 1
+    return (sums / counts[:, None]).astype(np.float32)
+
+
+def _mean_score(instances: np.ndarray, nucleus: np.ndarray, n: int) -> np.ndarray:
+    """float32[n], mean nucleus probability over each of the instances 1..n."""
+    inside = instances > 0
+    p = 1 / (1 + np.exp(-nucleus[inside]))
+    ids = instances[inside]
+    return (np.bincount(ids, p, n + 1)[1:] / np.bincount(ids, minlength=n + 1)[1:]).astype(np.float32)
+
+
+@njit(nogil=True, cache=True)
+def _sum_by_instance(instances, values, stride, n):
+    sums = np.zeros((n + 1, values.shape[0]), np.float64)
+    counts = np.zeros(n + 1, np.int64)
+    for y in range(instances.shape[0]):
+        for x in range(instances.shape[1]):
+            i = instances[y, x]
+            if i > 0:
+                counts[i] += 1
+                for k in range(values.shape[0]):
+                    sums[i, k] += values[k, y // stride, x // stride]
+    return sums, counts
+
+
+@njit(nogil=True, cache=True)
+def _corners(y, stride, n):
+    """Two neighbours on the coarse grid and the weight of the second (half-pixel centres, clamped at the border)."""
+    position = (np.float32(y) + np.float32(0.5)) / np.float32(stride) - np.float32(0.5)
+    position = min(max(position, np.float32(0)), np.float32(n - 1))
+    low = np.int64(np.floor(position))
+    return low, min(low + 1, n - 1), position - np.float32(low)
+
+
+@njit(nogil=True, cache=True)
+def _bilinear(plane, y0, y1, fy, x0, x1, fx):
+    one = np.float32(1)
+    top = plane[y0, x0] * (one - fx) + plane[y0, x1] * fx
+    bottom = plane[y1, x0] * (one - fx) + plane[y1, x1] * fx
+    return top * (one - fy) + bottom * fy
+
+
+@njit(nogil=True, cache=True)
+def _sigmoid(x):
+    return np.float32(1) / (np.float32(1) + np.exp(-x))
+
+
+@njit(nogil=True, cache=True)
+def _give_back_pixels(instances, nucleus, things, class_of, stuff_best, stride):
+    """Clear the pixels of ``instances`` whose fused logit does not beat the best stuff logit (in place)."""
+    for y in range(instances.shape[0]):
+        y0, y1, fy = _corners(y, stride, things.shape[1])
+        for x in range(instances.shape[1]):
+            i = instances[y, x]
+            if i == 0:
+                continue
+            x0, x1, fx = _corners(x, stride, things.shape[2])
+            a = nucleus[y, x]
+            b = _bilinear(things[class_of[i]], y0, y1, fy, x0, x1, fx)
+            if (_sigmoid(a) + _sigmoid(b)) * (a + b) <= _bilinear(stuff_best, y0, y1, fy, x0, x1, fx):
+                instances[y, x] = 0
+
+
+@njit(nogil=True, cache=True)
+def _upsample_argmax(logits, labels, stride, h, w):
+    """Argmax of the bilinearly upsampled logits, uint8[h, w]; ``labels`` is their argmax on the coarse grid."""
+    out = np.zeros((h, w), np.uint8)
+    n_y, n_x = labels.shape
+    for y in range(h):
+        y0, y1, fy = _corners(y, stride, n_y)
+        for x in range(w):
+            x0, x1, fx = _corners(x, stride, n_x)
+            c = labels[y0, x0]
+            if not (c == labels[y0, x1] and c == labels[y1, x0] and c == labels[y1, x1]):
+                best = _bilinear(logits[0], y0, y1, fy, x0, x1, fx)
+                c = 0
+                for k in range(1, logits.shape[0]):
+                    v = _bilinear(logits[k], y0, y1, fy, x0, x1, fx)
+                    if v > best:
+                        best = v
+                        c = k
+            out[y, x] = c
+    return out

@@ -1,0 +1,106 @@
+"""The two heads: what every pixel is (semantic), and which nucleus it belongs to (instance).
+
+``SemanticHead`` follows EfficientPS (arXiv 2004.02307, section 3.2): DPC modules gather context on the two
+coarse levels, LSFE modules refine the two fine ones, MC modules carry the coarse result into the fine levels, and
+everything is concatenated at the finest. The dilations are a parameter: the paper's reach over a street scene,
+ours over a gland.
+
+``InstanceHead`` is proposal-free: per pixel a nucleus logit and the offset to the centre of its nucleus. It sees
+fine levels only, so that its receptive field, and with it the margin a tile needs, stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nucleipan.network.layers import separable3x3, upsample
+
+#: Dilations (dy, dx) of the five branches of the dense prediction cell, in pixels of its level.
+Dilations = Sequence[tuple[int, int]]
+
+# Offsets are learnt in units of about one nuclear radius, which keeps the layer's weights near one.
+_OFFSET_UNIT_PX = 8.0
+
+
+class DensePredictionCell(nn.Module):
+    """DPC (Chen et al., arXiv 1809.04184): a cascade of dilated separable convolutions and their concatenation."""
+
+    def __init__(self, channels: int, out_channels: int, dilations: Dilations) -> None:
+        super().__init__()
+        first, second, third, fourth, fifth = dilations
+        self.first = separable3x3(channels, channels, first)
+        self.second = separable3x3(channels, channels, second)
+        self.third = separable3x3(channels, channels, third)
+        self.fourth = separable3x3(channels, channels, fourth)
+        self.fifth = separable3x3(channels, channels, fifth)
+        self.project = nn.Sequential(
+            nn.Conv2d(5 * channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.first(x)
+        b, c, d = self.second(a), self.third(a), self.fourth(a)
+        e = self.fifth(d)
+        return self.project(torch.cat([a, b, c, d, e], 1))
+
+
+def large_scale_features(n_in: int, n_out: int) -> nn.Sequential:
+    """LSFE: two separable 3x3 convolutions."""
+    return nn.Sequential(separable3x3(n_in, n_out), separable3x3(n_out, n_out))
+
+
+class MismatchCorrection(nn.Module):
+    """MC: a coarse level made to fit the next finer one, two separable 3x3 convolutions and upsampling."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(separable3x3(channels, channels), separable3x3(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(self.convs(x), 2)
+
+
+class SemanticHead(nn.Module):
+    """Pyramid levels of strides (s, 2s, 4s, 8s) -> ``float[B, n_classes, H/s, W/s]`` logits."""
+
+    def __init__(self, channels: int, hidden: int, n_classes: int, dilations: Dilations) -> None:
+        super().__init__()
+        self.coarse = nn.ModuleList(DensePredictionCell(channels, hidden, dilations) for _ in range(2))
+        self.fine = nn.ModuleList(large_scale_features(channels, hidden) for _ in range(2))
+        self.correct = nn.ModuleList(MismatchCorrection(hidden) for _ in range(2))
+        self.classify = nn.Conv2d(4 * hidden, n_classes, 1)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        p1, p2, p4, p8 = levels
+        c8, c4 = self.coarse[1](p8), self.coarse[0](p4)
+        c4 = c4 + upsample(c8, 2)
+        c2 = self.fine[1](p2) + self.correct[1](c4)
+        c1 = self.fine[0](p1) + self.correct[0](c2)
+        return self.classify(torch.cat([c1, upsample(c2, 2), upsample(c4, 4), upsample(c8, 8)], 1))
+
+
+class InstanceHead(nn.Module):
+    """Pyramid levels of strides (2, 4, ...) -> nucleus logit and offsets at stride 1.
+
+    Returns:
+        ``float[B, 1, H, W]`` nucleus logit; ``float[B, 2, H, W]`` offset (dy, dx) in pixels from a pixel to the
+        centre of its nucleus.
+    """
+
+    def __init__(self, channels: int, hidden: int, n_levels: int) -> None:
+        super().__init__()
+        self.refine = nn.ModuleList(separable3x3(channels, hidden) for _ in range(n_levels))
+        self.combine = large_scale_features(hidden, hidden)
+        # Four sub-pixels of (logit, dy, dx) for each pixel of the finest level.
+        self.predict = nn.Conv2d(hidden, 12, 1)
+        self.to_pixels = nn.PixelShuffle(2)
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        x = self.refine[-1](levels[-1])
+        for refine, level in zip(reversed(self.refine[:-1]), reversed(levels[:-1]), strict=True):
+            x = refine(level) + upsample(x, 2)  # [B, hidden, H/2^i, W/2^i]
+        out = self.to_pixels(self.predict(self.combine(x)))  # [B, 3, H, W]
+        return out[:, :1], out[:, 1:] * _OFFSET_UNIT_PX

@@ -1,0 +1,85 @@
+"""A trained network made ready to run: evaluation mode, BatchNorm folded, the fastest number format of the device.
+
+On a CPU with bf16 instructions, bf16 with folded BatchNorm and channels_last is close to four times as fast as
+plain float32; without them, bf16 would be slower, so float32 stays. fp16 is never used on a CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from nucleipan.errors import ModelError
+from nucleipan.network.model import HeadOutputs, PanopticNet
+
+
+class InferenceNetwork:
+    """``float[B, 3, H, W]`` on any device -> float32 ``HeadOutputs`` on ``device``; has its own copy of the weights."""
+
+    def __init__(self, network: PanopticNet, device: torch.device) -> None:
+        self.device = device
+        self.dtype = best_dtype(device)
+        fused = fold_batch_norm(copy.deepcopy(network).eval())
+        self._network = fused.to(device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor) -> HeadOutputs:
+        image = image.to(self.device, dtype=self.dtype, memory_format=torch.channels_last, non_blocking=True)
+        out = self._network(image)
+        return HeadOutputs(out.semantic.float(), out.nucleus.float(), out.offsets.float())
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:i`` -> device.
+
+    Raises:
+        ModelError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"device {name!r} is not here ({torch.cuda.device_count()} CUDA devices); use auto or cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware computes in it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Fold each BatchNorm into the convolution before it, in place; the network must be in evaluation mode."""
+    for module in network.modules():
+        for conv_name, norm_name in _conv_norm_pairs(module):
+            conv, norm = getattr(module, conv_name), getattr(module, norm_name)
+            setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, norm_name, nn.Identity())
+    return network
+
+
+def _conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of convolutions and the BatchNorm that follows, in a Sequential or in MONAI's MBConvBlock."""
+    children = list(module.named_children())
+    if isinstance(module, nn.Sequential):
+        chain = children
+    else:
+        by_name = dict(children)
+        order = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+        chain = [(n, by_name[n]) for n in order if n in by_name]
+    return [
+        (a_name, b_name)
+        for (a_name, a), (b_name, b) in pairwise(chain)
+        if isinstance(a, nn.Conv2d) and isinstance(b, nn.BatchNorm2d)
+    ]

@@ -1,0 +1,116 @@
+"""PanopticNet: one backbone, two pyramids, two heads.
+
+The instance pyramid spans strides 2 to 16 and stops at the first stage of stride 16: a nucleus is decided within
+`INSTANCE_REACH_PX` pixels, so tiles with that margin yield the same nuclei as the whole slide in one piece.
+The semantic pyramid spans strides 4 to 32: tissue is told by its wider surroundings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from nucleipan.classes import PanopticClasses
+from nucleipan.network.backbone import DEEPEST_STRIDE, Lite0Backbone
+from nucleipan.network.fpn import TwoWayFpn
+from nucleipan.network.heads import InstanceHead, SemanticHead
+
+#: Pixels around a pixel that can change its nucleus logit or offset (a test measures it).
+INSTANCE_REACH_PX = 128
+
+_INSTANCE_STAGES = (0, 1, 2, 3)
+_SEMANTIC_STAGES = (1, 2, 4, 6)
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """What a network says about a batch of tiles.
+
+    Attributes:
+        semantic: float[B, K, H/s, W/s], logits over all classes (channel k = class id k + 1) at any stride s that
+            divides the tile.
+        nucleus: float[B, 1, H, W], logit of "this pixel lies on a nucleus".
+        offsets: float[B, 2, H, W], (dy, dx) in pixels from a pixel to the centre of its nucleus.
+    """
+
+    semantic: Tensor
+    nucleus: Tensor
+    offsets: Tensor
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the tile per pixel of ``semantic``."""
+        return self.nucleus.shape[-1] // self.semantic.shape[-1]
+
+
+class NetworkConfig(BaseModel):
+    """Size of a PanopticNet. Channel counts are those of EfficientPS divided by four."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instance_channels: int = Field(48, ge=8, le=512)
+    semantic_channels: int = Field(64, ge=8, le=512)
+    dilations: tuple[tuple[int, int], ...] = Field(
+        ((1, 3), (1, 1), (3, 5), (4, 3), (3, 1)),
+        min_length=5,
+        max_length=5,
+        description="dense prediction cell, (dy, dx)",
+    )
+    drop_connect: float = Field(0.1, ge=0, lt=1)
+
+
+class PanopticNet(nn.Module):
+    """``float[B, 3, H, W]``, RGB in [0, 1], H and W multiples of 32 -> ``HeadOutputs``.
+
+    Normalisation is part of the model, so that weights and preprocessing cannot drift apart.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Lite0Backbone,
+        instance_fpn: TwoWayFpn,
+        semantic_fpn: TwoWayFpn,
+        instance_head: InstanceHead,
+        semantic_head: SemanticHead,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.instance_fpn = instance_fpn
+        self.semantic_fpn = semantic_fpn
+        self.instance_head = instance_head
+        self.semantic_head = semantic_head
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> HeadOutputs:
+        _check_size(x)
+        features = self.backbone((x - self.mean) / self.std)
+        nucleus, offsets = self.instance_head(self.instance_fpn([features[i] for i in _INSTANCE_STAGES]))
+        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in _SEMANTIC_STAGES]))
+        return HeadOutputs(semantic, nucleus, offsets)
+
+
+def build_network(config: NetworkConfig, classes: PanopticClasses) -> PanopticNet:
+    """A PanopticNet with fresh weights for ``classes``."""
+    instance_in = [Lite0Backbone.channels[i] for i in _INSTANCE_STAGES]
+    semantic_in = [Lite0Backbone.channels[i] for i in _SEMANTIC_STAGES]
+    return PanopticNet(
+        backbone=Lite0Backbone(config.drop_connect),
+        instance_fpn=TwoWayFpn(instance_in, config.instance_channels),
+        semantic_fpn=TwoWayFpn(semantic_in, config.semantic_channels),
+        instance_head=InstanceHead(config.instance_channels, config.instance_channels, len(instance_in)),
+        semantic_head=SemanticHead(config.semantic_channels, config.semantic_channels, len(classes), config.dilations),
+    )
+
+
+def _check_size(x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % DEEPEST_STRIDE or x.shape[3] % DEEPEST_STRIDE:
+        raise ValueError(f"expected float[B, 3, H, W] with H, W multiples of {DEEPEST_STRIDE}; found {tuple(x.shape)}")

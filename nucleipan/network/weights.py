@@ -1,0 +1,177 @@
+"""Weights files: safetensors, with everything needed to use them in the header.
+
+The header's ``nucleipan`` entry is JSON: format version, name, network configuration, decoding, classes, mpp,
+licence and what the weights were trained on. A file is refused unless header and tensors agree with each other;
+nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nucleipan.classes import PanopticClasses
+from nucleipan.errors import ConfigError, ModelError
+from nucleipan.network.fusion import DecodeConfig
+from nucleipan.network.model import NetworkConfig, PanopticNet, build_network
+
+FORMAT_VERSION = 1
+DEFAULT_MODEL = "nucleipan-fast"
+_EMBEDDED = Path(__file__).parent.parent / "weights"
+_HEADER_KEY = "nucleipan"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a weights file says about itself.
+
+    Attributes:
+        mpp: micrometres per pixel the network expects.
+        margin: pixels of context a tile needs for its nuclei to be those of the whole slide.
+        licence: terms of the weights. trained_on: the data sets and theirs.
+    """
+
+    name: str
+    mpp: float
+    margin: int
+    classes: PanopticClasses
+    network: NetworkConfig
+    decode: DecodeConfig
+    licence: str
+    trained_on: tuple[str, ...]
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with trained weights and what is known about it."""
+
+    info: ModelInfo
+    network: PanopticNet
+
+
+def embedded_models() -> dict[str, Path]:
+    """Name -> file of the models that come with the package."""
+    return {p.stem: p for p in sorted(_EMBEDDED.glob("*.safetensors"))}
+
+
+def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
+    """An embedded model by name, or any weights file by path.
+
+    Raises:
+        ModelError: no such model; or the file is damaged, not ours, newer than this version, or its tensors are
+            not those of the network it describes (the difference is listed).
+    """
+    path = _resolve(name_or_path)
+    info, tensors = _read(path)
+    network = build_network(info.network, info.classes)
+    _check_tensors(path, tensors, network.state_dict())
+    network.load_state_dict(tensors)
+    return Model(info, network.eval())
+
+
+def read_model_info(name_or_path: str | Path) -> ModelInfo:
+    """The header alone; raises as ``load_model``."""
+    path = _resolve(name_or_path)
+    with _open(path) as file:
+        return _parse_header(path, file.metadata() or {})
+
+
+def save_model(network: PanopticNet, info: ModelInfo, path: Path) -> None:
+    """Write ``network`` with ``info`` as its header (``info.sha256`` is of the file and not written)."""
+    header = {
+        "format": FORMAT_VERSION,
+        "name": info.name,
+        "mpp": info.mpp,
+        "margin": info.margin,
+        "classes": info.classes.to_list(),
+        "network": info.network.model_dump(mode="json"),
+        "decode": info.decode.model_dump(mode="json"),
+        "licence": info.licence,
+        "trained_on": list(info.trained_on),
+    }
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    save_file(tensors, path, metadata={_HEADER_KEY: json.dumps(header)})
+
+
+def _resolve(name_or_path: str | Path) -> Path:
+    models = embedded_models()
+    if str(name_or_path) in models:
+        return models[str(name_or_path)]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ModelError(
+            f"model {str(name_or_path)!r} is neither an embedded model ({', '.join(models)}) nor a weights file"
+        )
+    return path
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: not a readable safetensors file ({error}); weights load from safetensors only"
+        ) from error
+
+
+def _read(path: Path) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
+    with _open(path) as file:
+        info = _parse_header(path, file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ModelInfo(**{**vars(info), "sha256": digest}), tensors
+
+
+def _parse_header(path: Path, metadata: dict[str, str]) -> ModelInfo:
+    if _HEADER_KEY not in metadata:
+        raise ModelError(f"{path}: carries no nucleipan header; expected weights written by nucleipan")
+    try:
+        header: dict[str, Any] = json.loads(metadata[_HEADER_KEY])
+        if header["format"] != FORMAT_VERSION:
+            raise ModelError(
+                f"{path}: weights format {header['format']}, this version reads {FORMAT_VERSION}; upgrade nucleipan"
+            )
+        mpp, margin = float(header["mpp"]), int(header["margin"])
+        if not (math.isfinite(mpp) and 0.01 <= mpp <= 100 and 0 <= margin <= 4096):
+            raise ModelError(f"{path}: header says mpp {mpp}, margin {margin}; expected 0.01-100 and 0-4096")
+        return ModelInfo(
+            name=str(header["name"]),
+            mpp=mpp,
+            margin=margin,
+            classes=PanopticClasses.from_list(header["classes"]),
+            network=NetworkConfig.model_validate(header["network"]),
+            decode=DecodeConfig.model_validate(header["decode"]),
+            licence=str(header["licence"]),
+            trained_on=tuple(str(s) for s in header["trained_on"]),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError, ValidationError, ConfigError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{path}: header is malformed ({type(error).__name__}: {error})") from error
+
+
+def _check_tensors(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    misfits = [
+        f"{k} is {tuple(found[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in found and found[k].shape != v.shape
+    ]
+    broken = [k for k, v in found.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    problems = [
+        f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
+        for what, items in (("missing", missing), ("unknown", surplus), ("misfitting", misfits), ("not finite", broken))
+        if items
+    ]
+    if problems:
+        raise ModelError(f"{path}: tensors do not fit the network its header describes: {'; '.join(problems)}")

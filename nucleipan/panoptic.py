@@ -1,0 +1,42 @@
+"""What a segmented tile is made of: a stuff plane, an instance plane and a table of nuclei.
+
+Both planes cover the tile's *outer* box: a nucleus that belongs to this tile may reach over its core's edge.
+Which nuclei the tile keeps is decided by stitching, not here. Under a nucleus the stuff plane tells the tissue it
+lies in. Coordinates in the table are those of the whole view, never of the tile, so tables can be joined as
+they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nucleipan.tiles import Tile
+
+
+@dataclass(frozen=True)
+class PanopticTile:
+    """Segmentation of one tile.
+
+    Attributes:
+        tile: where it lies.
+        stuff: uint8[h, w] over ``tile.outer``, stuff class id of every pixel, nuclei included; 0 = void.
+        instances: int32[h, w] over ``tile.outer``, 0 = no nucleus, else 1..n: row ``i - 1`` of ``probabilities``.
+        probabilities: float32[n, T], probability of each thing class (rows sum to 1, order of
+            ``PanopticClasses.things``).
+        scores: float32[n], mean nucleus probability over the instance's pixels.
+    """
+
+    tile: Tile
+    stuff: np.ndarray
+    instances: np.ndarray
+    probabilities: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = self.tile.outer.shape
+        if self.stuff.shape != shape or self.instances.shape != shape:
+            raise ValueError(f"planes {self.stuff.shape}, {self.instances.shape} do not cover the outer box {shape}")
+        if len(self.probabilities) != len(self.scores):
+            raise ValueError(f"{len(self.probabilities)} probability rows for {len(self.scores)} scores")

@@ -1,0 +1,99 @@
+"""Where on a slide there is tissue.
+
+Half of a typical slide is glass, and segmenting it is wasted time. At a few micrometres per pixel tissue differs from
+glass in that it absorbs light in at least one channel: the optical density of the darkest channel sees both dark
+nuclei and pale eosin. The threshold is Otsu's, kept within bounds: a slide full of tissue or empty of it has no two
+classes to tell apart. Missing tissue costs nuclei, keeping glass costs only time, so the mask errs on the side of
+tissue: it is smoothed, holes are filled up to the size of fat cells, and it is grown by 50 um.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from nucleipan.geometry import Box
+from nucleipan.slide.view import SlideView, at_mpp
+
+_GROW_UM = 50.0
+_MIN_DENSITY, _MAX_DENSITY = 0.035, 0.10
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """A low-resolution mask of a view.
+
+    Attributes:
+        mask: bool[h, w], True on tissue.
+        scale: view pixels per mask pixel.
+        mpp: micrometres per mask pixel.
+        view_shape: (height, width) of the view.
+    """
+
+    mask: np.ndarray
+    scale: float
+    mpp: float
+    view_shape: tuple[int, int]
+
+    def any_in(self, box: Box) -> bool:
+        """Whether ``box``, in pixels of the view, holds any tissue; what lies outside the view holds none."""
+        box = box.clipped(Box.of_shape(self.view_shape))
+        if box.is_empty:
+            return False
+        here = box.scaled(1 / self.scale)
+        # The mask's size is rounded: its last row and column also stand for what lies beyond them.
+        h, w = self.mask.shape
+        return bool(self.mask[min(here.y0, h - 1) : here.y1, min(here.x0, w - 1) : here.x1].any())
+
+    @property
+    def fraction(self) -> float:
+        """Share of the view that is tissue."""
+        return float(self.mask.mean())
+
+
+def tissue_mask(view: SlideView, mpp: float = 8.0) -> TissueMask:
+    """Find the tissue of ``view``, looking at about ``mpp`` micrometres per pixel (at the view's own if coarser).
+
+    Reads the slide's coarse levels; where it has none, the fine one strip by strip, so memory is bounded by the size
+    of the mask.
+
+    Raises:
+        SlideError: the slide is damaged.
+    """
+    low = at_mpp(view.slide, max(mpp, view.mpp), slide_mpp=view.mpp / view.level0_per_pixel)
+    density = _density(low)
+    glass = ndimage.gaussian_filter(density, sigma=8.0 / low.mpp)
+    threshold = float(np.clip(_otsu(glass), _MIN_DENSITY, _MAX_DENSITY))
+    radius = max(1, round(_GROW_UM / low.mpp))
+    grown = ndimage.maximum_filter(glass > threshold, size=2 * radius + 1)
+    return TissueMask(grown, low.level0_per_pixel / view.level0_per_pixel, low.mpp, view.shape)
+
+
+def _density(view: SlideView) -> np.ndarray:
+    """float32[h, w], optical density of the channel that absorbs most, relative to the glass."""
+    h, w = view.shape
+    rgb = np.empty((h, w, 3), np.uint8)
+    for y in range(0, h, _BLOCK):
+        rgb[y : y + _BLOCK] = view.read(Box(y, 0, min(y + _BLOCK, h), w))
+    out = np.zeros((h, w), np.float32)
+    values = np.maximum(np.arange(256), 1)
+    for channel in range(3):
+        # Glass is bright in every slide; without any glass the brightest tissue must not be taken for it.
+        white = np.clip(np.percentile(rgb[..., channel], 99), 225, 255)
+        np.maximum(out, np.log10(white / values).astype(np.float32)[rgb[..., channel]], out=out)
+    return out
+
+
+def _otsu(values: np.ndarray) -> float:
+    """Otsu's threshold (IEEE Trans. SMC 9, 1979) on 256 bins from 0 to 1 optical density."""
+    counts, edges = np.histogram(np.clip(values, 0, 1), bins=256, range=(0, 1))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
+    mean_above = (np.sum(counts * centres) - np.cumsum(counts * centres)) / np.maximum(above, 1)
+    between = below.astype(float) * above * (mean_below - mean_above) ** 2
+    return float(edges[int(np.argmax(between)) + 1])

@@ -1,0 +1,11 @@
+"""The panoptic store: ``<stem>.ome.zarr`` with its label images, its table of nuclei and what produced it.
+
+``open_or_resume`` starts or takes up a run, ``Run.publish`` finishes it, ``PanopticStore.open`` reads the result.
+Neither needs torch or monai.
+"""
+
+from nucleipan.store.reader import PanopticStore
+from nucleipan.store.run import Run, open_or_resume, partial_path
+from nucleipan.store.spec import STORE_VERSION, StoreSpec
+
+__all__ = ["STORE_VERSION", "PanopticStore", "Run", "StoreSpec", "open_or_resume", "partial_path"]

@@ -1,0 +1,184 @@
+"""Reading a finished panoptic store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zarr
+
+from nucleipan.classes import PanopticClasses
+from nucleipan.errors import RegionError, StoreError
+from nucleipan.geometry import Box
+from nucleipan.store.spec import StoreSpec
+
+_ARRAYS = ("labels/nuclei/0", "labels/classes/0", "0")
+
+
+@dataclass(frozen=True)
+class PanopticStore:
+    """A finished store, read only. Boxes are in pixels of the view (``shape``, ``mpp``) unless a level is named."""
+
+    path: Path
+    spec: StoreSpec
+    attributes: dict[str, Any]
+    """The root's attribute ``nucleipan``: the spec and what stitching found."""
+
+    @classmethod
+    def open(cls, path: Path | str) -> PanopticStore:
+        """Open the store at ``path``.
+
+        Raises:
+            StoreError: it is missing, unfinished, not written by nucleipan, of a newer version, or incomplete.
+        """
+        path = Path(path)
+        if path.name.endswith(".partial"):
+            raise StoreError(f"{path} is an unfinished run; segment the slide again to resume it")
+        if not path.is_dir():
+            is_begun = path.with_name(path.name + ".partial").is_dir()
+            what = "is not finished; segment the slide again to resume it" if is_begun else "does not exist"
+            raise StoreError(f"{path} {what}")
+        try:
+            attributes = zarr.open_group(str(path), mode="r").attrs.asdict().get("nucleipan")
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} is no zarr group ({error}); expected a store written by nucleipan") from error
+        if not isinstance(attributes, dict):
+            raise StoreError(f"{path} was not written by nucleipan: it has no attribute 'nucleipan'")
+        spec = StoreSpec.from_dict(attributes)
+        missing = [name for name in _ARRAYS if not (path / name / "zarr.json").exists()]
+        missing += [] if (path / "nuclei.parquet").exists() else ["nuclei.parquet"]
+        if missing:
+            raise StoreError(f"{path} lacks {', '.join(missing)}; segment the slide again with --overwrite")
+        return cls(path, spec, attributes)
+
+    @property
+    def classes(self) -> PanopticClasses:
+        return self.spec.classes
+
+    @property
+    def mpp(self) -> float:
+        return self.spec.mpp
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.spec.shape
+
+    @property
+    def level0_per_pixel(self) -> float:
+        return self.spec.level0_per_pixel
+
+    @property
+    def slide(self) -> dict[str, Any]:
+        return self.spec.slide
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self.spec.model
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.spec.config
+
+    @cached_property
+    def n_levels(self) -> int:
+        """Levels of the label pyramids."""
+        return sum(1 for child in (self.path / "labels/nuclei").iterdir() if child.name.isdigit())
+
+    @property
+    def n_nuclei(self) -> int:
+        return self._table.metadata.num_rows
+
+    def array(self, name: str, level: int = 0) -> zarr.Array:
+        """The zarr array of ``"nuclei"`` or ``"classes"`` (y, x) at a level, for lazy readers.
+
+        Raises:
+            RegionError: there is no such level.
+        """
+        if not 0 <= level < self.n_levels:
+            raise RegionError(f"level {level} is outside the store's levels 0..{self.n_levels - 1}")
+        return zarr.open_array(str(self.path / "labels" / name / str(level)), mode="r")
+
+    def instances(self, box: Box | None = None, level: int = 0) -> np.ndarray:
+        """uint32[h, w], nucleus ids in ``box``, which counts pixels of ``level``; all of it by default.
+
+        Raises:
+            RegionError: the box leaves the image or the level does not exist.
+        """
+        return _read(self.array("nuclei", level), box)
+
+    def class_map(self, box: Box | None = None, level: int = 0) -> np.ndarray:
+        """uint8[h, w], class ids; as ``instances``."""
+        return _read(self.array("classes", level), box)
+
+    def overview(self, level: int = 0) -> np.ndarray:
+        """uint8[h, w, 3], the RGB image of the root at one of its own levels."""
+        return np.moveaxis(np.asarray(zarr.open_array(str(self.path / str(level)), mode="r")[...]), 0, -1)
+
+    def nuclei(self, columns: Sequence[str] | None = None, box: Box | None = None) -> pa.Table:
+        """Rows of the table, in order of ids; with ``box``, those whose bounding box meets it.
+
+        Coordinates in the table are level-0 slide pixels: a box pixel is ``level0_per_pixel`` of them. Row groups
+        that cannot meet the box are not read.
+
+        Raises:
+            StoreError: there is no such column.
+        """
+        batches = list(self.nuclei_batches(columns, box))
+        return pa.concat_tables(batches) if batches else self._schema(columns).empty_table()
+
+    def nuclei_batches(self, columns: Sequence[str] | None = None, box: Box | None = None) -> Iterator[pa.Table]:
+        """The rows of ``nuclei`` piece by piece, one per row group that meets the box."""
+        wanted = self._schema(columns).names
+        if box is None:
+            for group in range(self._table.num_row_groups):
+                yield self._table.read_row_group(group, columns=wanted)
+            return
+        read = list(dict.fromkeys([*wanted, "bbox"]))
+        sides = np.array([box.x0, box.y0, box.x1, box.y1]) * self.level0_per_pixel
+        for group in range(self._table.num_row_groups):
+            if self._may_meet(group, sides):
+                table = self._table.read_row_group(group, columns=read)
+                yield table.filter(_meets(table["bbox"], sides)).select(wanted)
+
+    @cached_property
+    def _table(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path / "nuclei.parquet", memory_map=True)
+
+    def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
+        schema = self._table.schema_arrow
+        unknown = [name for name in columns or () if name not in schema.names]
+        if unknown:
+            raise StoreError(f"{self.path} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
+        return schema if columns is None else pa.schema([schema.field(name) for name in columns], schema.metadata)
+
+    def _may_meet(self, group: int, sides: np.ndarray) -> bool:
+        """Whether the statistics of a row group allow a bounding box that meets xmin, ymin, xmax, ymax."""
+        of_group = self._table.metadata.row_group(group)
+        found = {c.path_in_schema: c.statistics for c in map(of_group.column, range(of_group.num_columns))}
+        return bool(
+            found["bbox.xmin"].min < sides[2]
+            and found["bbox.ymin"].min < sides[3]
+            and found["bbox.xmax"].max > sides[0]
+            and found["bbox.ymax"].max > sides[1]
+        )
+
+
+def _read(array: zarr.Array, box: Box | None) -> np.ndarray:
+    whole = Box(0, 0, *array.shape)
+    box = whole if box is None else box
+    if not whole.contains(box):
+        raise RegionError(f"{box} leaves the image of {whole.shape}; clip it first")
+    return np.asarray(array[box.slices(whole)])
+
+
+def _meets(bbox: pa.ChunkedArray, sides: np.ndarray) -> pa.ChunkedArray:
+    xmin, ymin, xmax, ymax = (pc.struct_field(bbox, name) for name in ("xmin", "ymin", "xmax", "ymax"))
+    across = pc.and_(pc.less(xmin, sides[2]), pc.greater(xmax, sides[0]))
+    return pc.and_(across, pc.and_(pc.less(ymin, sides[3]), pc.greater(ymax, sides[1])))

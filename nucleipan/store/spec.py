@@ -1,0 +1,91 @@
+"""What identifies a run, and how two of them differ."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from nucleipan.classes import PanopticClasses
+from nucleipan.errors import StoreError
+from nucleipan.geometry import Box
+
+STORE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What identifies a run: two runs with equal specs write equal stores.
+
+    Attributes:
+        slide: name, size, mpp, fingerprint.
+        model: name, sha256, licence.
+        config: the resolved configuration, JSON-ready.
+        classes: of the model.
+        shape: height and width of the view.
+        mpp: micrometres per pixel of the view.
+        level0_per_pixel: level-0 slide pixels per pixel of the view.
+        extent: the part of the view that is segmented.
+        core, margin: of the tiles.
+    """
+
+    slide: dict[str, Any]
+    model: dict[str, Any]
+    config: dict[str, Any]
+    classes: PanopticClasses
+    shape: tuple[int, int]
+    mpp: float
+    level0_per_pixel: float
+    extent: Box
+    core: int
+    margin: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, as kept in ``run.json`` and in the store's attributes."""
+        extent = self.extent
+        document = {
+            "version": STORE_VERSION, "slide": self.slide, "model": self.model, "config": self.config,
+            "classes": self.classes.to_list(), "shape": self.shape, "mpp": self.mpp,
+            "level0_per_pixel": self.level0_per_pixel, "extent": [extent.y0, extent.x0, extent.y1, extent.x1],
+            "core": self.core, "margin": self.margin,
+        }  # fmt: skip
+        return json.loads(json.dumps(document))
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> StoreSpec:
+        """Inverse of ``to_dict``; unknown entries are left aside.
+
+        Raises:
+            StoreError: an entry is missing or malformed, or the version is newer than this program's.
+        """
+        version = document.get("version")
+        if not isinstance(version, int) or version > STORE_VERSION:
+            raise StoreError(f"store version {version} is newer than {STORE_VERSION}; update nucleipan to read it")
+        try:
+            height, width = document["shape"]
+            return cls(
+                document["slide"], document["model"], document["config"],
+                PanopticClasses.from_list(document["classes"]), (height, width), document["mpp"],
+                document["level0_per_pixel"], Box(*document["extent"]), document["core"], document["margin"],
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"store attributes are malformed ({error!r}); segment the slide again") from error
+
+    def differences(self, other: StoreSpec) -> list[str]:
+        """``field: mine here, theirs there`` for each entry that differs, in order; empty for equal specs."""
+        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        return [
+            f"{key}: {mine.get(key, 'nothing')!r} here, {theirs.get(key, 'nothing')!r} there"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        ]
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(value, dict):
+        return {key: value}
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flat(item, f"{key}.{name}" if key else str(name))
+    return flat

@@ -1,0 +1,111 @@
+"""Cutting a slide into tiles: arithmetic only, no pixels.
+
+A tile has a *core*, the pixels it answers for, and a *margin* of context around it. Cores partition the extent
+exactly; margins are cut off at the slide's own border, where there is nothing to see::
+
+    +-----------------------+      outer = core + margin, clipped to the slide
+    |  margin               |
+    |   +---------------+   |      cores start at multiples of `align` (the network's deepest
+    |   |     core      |   |      stride), and so do the outers, so that a pixel meets the same
+    |   |               |   |      sampling phase in every tile that sees it
+    |   +---------------+   |
+    +-----------------------+
+
+When the margin covers the network's receptive field, a pixel's output does not depend on the tile it was
+computed in; stitching then has nothing to repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nucleipan.errors import ConfigError
+from nucleipan.geometry import Box
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One unit of work. ``core`` and ``outer`` are in the grid of the view that is tiled."""
+
+    row: int
+    col: int
+    core: Box
+    outer: Box
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """Tiles over ``extent``, the part of a slide to segment, of a slide of ``slide_shape`` (height, width).
+
+    ``core`` is the side of a core in pixels, ``margin`` the context around it; both are rounded up to
+    multiples of ``align``. The first core of each axis starts at the multiple of ``align`` at or before the
+    extent's start, and cores are clipped to the extent.
+
+    Raises:
+        ConfigError: ``core`` or ``align`` < 1, ``margin`` < 0, or the extent is empty or outside the slide.
+    """
+
+    slide_shape: tuple[int, int]
+    extent: Box
+    core: int
+    margin: int
+    align: int = 32
+
+    def __post_init__(self) -> None:
+        if self.core < 1 or self.align < 1 or self.margin < 0:
+            raise ConfigError(
+                f"tiles need core >= 1, align >= 1 and margin >= 0; found {self.core}, {self.align}, {self.margin}"
+            )
+        if self.extent.is_empty or not Box.of_shape(self.slide_shape).contains(self.extent):
+            raise ConfigError(f"extent {self.extent} must be a non-empty part of a slide of {self.slide_shape}")
+        object.__setattr__(self, "core", _round_up(self.core, self.align))
+        object.__setattr__(self, "margin", _round_up(self.margin, self.align))
+
+    @property
+    def n_rows(self) -> int:
+        return -(-(self.extent.y1 - self._origin[0]) // self.core)
+
+    @property
+    def n_cols(self) -> int:
+        return -(-(self.extent.x1 - self._origin[1]) // self.core)
+
+    @property
+    def _origin(self) -> tuple[int, int]:
+        return self.extent.y0 // self.align * self.align, self.extent.x0 // self.align * self.align
+
+    def __len__(self) -> int:
+        return self.n_rows * self.n_cols
+
+    def __iter__(self) -> Iterator[Tile]:
+        """Tiles in raster order."""
+        for row in range(self.n_rows):
+            for col in range(self.n_cols):
+                yield self.tile(row, col)
+
+    def tile(self, row: int, col: int) -> Tile:
+        if not (0 <= row < self.n_rows and 0 <= col < self.n_cols):
+            raise ConfigError(f"tile ({row}, {col}) is outside the grid of {self.n_rows} x {self.n_cols}")
+        y, x = self._origin[0] + row * self.core, self._origin[1] + col * self.core
+        core = Box(y, x, y + self.core, x + self.core)
+        outer = core.grown(self.margin).clipped(Box.of_shape(self.slide_shape))
+        return Tile(row, col, core.clipped(self.extent), outer)
+
+    def neighbours(self, tile: Tile) -> list[Tile]:
+        """Tiles whose outer box meets this tile's core, itself excluded, in raster order."""
+        reach = -(-self.margin // self.core)
+        return [
+            self.tile(r, c)
+            for r in range(max(0, tile.row - reach), min(self.n_rows, tile.row + reach + 1))
+            for c in range(max(0, tile.col - reach), min(self.n_cols, tile.col + reach + 1))
+            if (r, c) != (tile.row, tile.col)
+        ]
+
+    @property
+    def redundancy(self) -> float:
+        """Pixels computed over pixels kept (1.0 = no margin)."""
+        return sum(t.outer.area for t in self) / self.extent.area
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,125 @@
+"""From an annotated image to a training crop: MONAI dict transforms, ours where MONAI has none.
+
+Keys: ``image`` float[3, h, w] in [0, 1], ``ids`` int[1, h, w], ``cover`` int[1, h, w]. Geometry is done first and
+once (crop and scale in one resampling, ids and codes by nearest neighbour, so none is ever invented), then
+flips and quarter turns, then colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandFlipd,
+    RandGaussianNoised,
+    RandomizableTransform,
+    RandRotate90d,
+    RandSimulateLowResolutiond,
+)
+from torch import Tensor
+
+from nucleipan.training.config import AugmentationConfig
+
+#: Rows: optical density of haematoxylin, eosin and the residual in R, G, B (Ruifrok & Johnston 2001).
+STAIN_VECTORS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+
+_LABELS = ("ids", "cover")
+
+
+class RandScaledCropd(RandomizableTransform):
+    """Cut ``size`` x ``size`` pixels at ``mpp`` times a random scale, from an image of any resolution.
+
+    Where the image is smaller than the crop it is mirrored at its border; ids of mirrored copies stay those of
+    the original, so mirrored nuclei are dropped from ``ids`` and their pixels made unknown.
+    """
+
+    def __init__(self, size: int, mpp: float, scale: tuple[float, float]) -> None:
+        super().__init__(prob=1.0)
+        self.size, self.mpp, self.scale = size, mpp, scale
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        low, high = np.log(self.scale)
+        factor = self.mpp * float(np.exp(self.R.uniform(low, high))) / float(data["mpp"])
+        side = max(8, round(self.size * factor))
+        height, width = data["ids"].shape[-2:]
+        y = int(self.R.randint(0, height - side + 1)) if height > side else 0
+        x = int(self.R.randint(0, width - side + 1)) if width > side else 0
+        window = (slice(None), slice(y, min(y + side, height)), slice(x, min(x + side, width)))
+        n_y, n_x = (max(1, min(self.size, round((s.stop - s.start) / factor))) for s in window[1:])
+        out = dict(data)
+        image = data["image"][window][None].float() / 255
+        image = F.interpolate(image, (n_y, n_x), mode="bilinear", align_corners=False, antialias=True)[0]
+        out["image"] = _mirror_to(image, self.size)
+        for key in _LABELS:
+            plane = data[key][window][None].float()
+            plane = F.interpolate(plane, (n_y, n_x), mode="nearest-exact")[0]
+            out[key] = F.pad(plane, (0, self.size - n_x, 0, self.size - n_y)).long()
+        seen = torch.zeros(1, self.size, self.size, dtype=torch.bool)
+        seen[:, :n_y, :n_x] = True
+        out["seen"] = seen
+        return out
+
+
+class RandStainJitterd(RandomizableTransform, MapTransform):
+    """Scale and shift each stain's optical density by up to ``spread`` (relative, and a tenth of it absolute)."""
+
+    def __init__(self, keys: str, spread: float, prob: float = 0.9) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.spread = spread
+        vectors = STAIN_VECTORS / STAIN_VECTORS.norm(dim=1, keepdim=True)
+        self._to_rgb, self._to_stains = vectors, torch.linalg.inv(vectors)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return out
+        scale = torch.tensor(self.R.uniform(1 - self.spread, 1 + self.spread, 3), dtype=torch.float32)
+        shift = torch.tensor(self.R.uniform(-0.1 * self.spread, 0.1 * self.spread, 3), dtype=torch.float32)
+        glass = float(self.R.uniform(-0.02, 0.08))  # how far the empty slide is from white
+        # stains' = stains * scale + shift, back to RGB: one 3x3 matrix and one offset.
+        matrix = self._to_stains * scale @ self._to_rgb
+        offset = shift @ self._to_rgb + glass
+        for key in self.key_iterator(out):
+            density = -torch.log(out[key].clamp(1 / 256, 1))
+            density = torch.einsum("chw,cd->dhw", density, matrix) + offset[:, None, None]
+            out[key] = torch.exp(-density).clamp(0, 1)
+        return out
+
+
+def training_transform(crop: int, mpp: float, config: AugmentationConfig) -> Compose:
+    """The random chain from a loaded sample to a crop, as a MONAI ``Compose``."""
+    keys = ["image", *_LABELS, "seen"]
+    return Compose(
+        [
+            RandScaledCropd(crop, mpp, config.scale),
+            RandFlipd(keys, prob=0.5, spatial_axis=0),
+            RandFlipd(keys, prob=0.5, spatial_axis=1),
+            RandRotate90d(keys, prob=0.5),
+            RandStainJitterd("image", config.stain),
+            RandSimulateLowResolutiond(
+                "image",
+                prob=config.low_resolution,
+                zoom_range=(0.45, 0.9),
+                downsample_mode="area",
+                upsample_mode="bilinear",
+            ),
+            RandGaussianNoised("image", prob=config.noise, std=0.03),
+        ],
+        map_items=False,
+    )
+
+
+def _mirror_to(image: Tensor, size: int) -> Tensor:
+    """Extend ``float[3, h, w]`` to ``size`` at the bottom and right by reflection, as often as needed."""
+    while image.shape[1] < size or image.shape[2] < size:
+        _, h, w = image.shape
+        image = F.pad(image[None], (0, min(size - w, w - 1), 0, min(size - h, h - 1)), mode="reflect")[0]
+    return image

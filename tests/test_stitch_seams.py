@@ -1,0 +1,227 @@
+"""Tiles that disagree near their seams: nothing is cut, doubled or lost, and no pixel has two owners."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from scipy import ndimage
+from stitch_oracle import N_THINGS, Truth, canonical, finish, oracle_tile, random_truth
+
+from nucleipan.geometry import Box
+from nucleipan.panoptic import PanopticTile
+from nucleipan.stitch import StitchContext, StitchSummary, tile_record, write_record
+from nucleipan.store import PanopticStore
+from nucleipan.tiles import TileGrid
+
+Rect = tuple[slice, slice]
+
+
+def rect(y0: int, x0: int, y1: int, x1: int) -> Rect:
+    return slice(y0, y1), slice(x0, x1)
+
+
+def stitch_views(
+    folder: Path, views: dict[tuple[int, int], list[list[Rect]]], shape: tuple[int, int] = (100, 100)
+) -> tuple[PanopticStore, StitchSummary]:
+    """Tiles of 50 px; ``views`` lists by (row, col) the nuclei a tile sees, each as rectangles of the whole view."""
+    context = StitchContext(TileGrid(shape, Box.of_shape(shape), 50, 40, 1))
+    folder.mkdir(exist_ok=True)
+    for tile in context.grid:
+        plane = np.zeros(shape, np.int32)
+        nuclei = views.get((tile.row, tile.col), [])
+        for label, parts in enumerate(nuclei, 1):
+            for part in parts:
+                plane[part] = label
+        inside = plane[tile.outer.slices(Box.of_shape(shape))]
+        probabilities = np.full((len(nuclei), N_THINGS), 1 / N_THINGS, np.float32)
+        stuff = np.full(tile.outer.shape, 7, np.uint8)
+        write_record(
+            folder,
+            tile_record(PanopticTile(tile, stuff, inside, probabilities, np.ones(len(nuclei), np.float32)), context),
+        )
+    store, summary = finish(folder.with_name(folder.name + ".ome.zarr"), folder, context)
+    assert_consistent(store)
+    return store, summary
+
+
+def assert_consistent(store: PanopticStore) -> None:
+    """The table says what the raster says, and ids are canonical in the finished store."""
+    ids, table = store.instances().astype(np.int32), store.nuclei()
+    np.testing.assert_array_equal(canonical(ids), ids)
+    n = np.bincount(ids.ravel())[1:]
+    assert table["id"].to_pylist() == list(range(1, len(n) + 1))
+    np.testing.assert_allclose(table["area_um2"].to_numpy(), n * store.mpp**2)
+    boxes = table["bbox"].to_pylist()
+    for k, found in enumerate(ndimage.find_objects(ids)):
+        y, x = (np.array([s.start, s.stop]) * store.level0_per_pixel for s in found)
+        assert boxes[k] == {"xmin": x[0], "ymin": y[0], "xmax": x[1], "ymax": y[1]}
+    y, x = np.nonzero(ids)
+    of = ids[y, x]
+    np.testing.assert_allclose(
+        table["centroid_x"].to_numpy(), (np.bincount(of, x)[1:] / n + 0.5) * store.level0_per_pixel
+    )
+    np.testing.assert_allclose(
+        table["centroid_y"].to_numpy(), (np.bincount(of, y)[1:] / n + 0.5) * store.level0_per_pixel
+    )
+    polygons = shapely.from_wkb(table["geometry"].to_numpy())
+    assert shapely.is_valid(polygons).all()
+    assert (shapely.bounds(polygons)[:, 0] >= [box["xmin"] for box in boxes]).all()
+
+
+def test_seen_by_both_owners_is_kept_once(tmp_path: Path) -> None:
+    a, b = [rect(20, 44, 30, 55)], [rect(20, 45, 30, 57)]
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): [a], (0, 1): [b]})
+    assert (summary.n_nuclei, summary.n_seam, summary.n_contested) == (1, 0, 0)
+    assert (store.instances()[20:30, 44:55] == 1).all()
+
+
+def test_fallen_between_two_cores_is_kept_once(tmp_path: Path) -> None:
+    a, b = [rect(20, 45, 30, 57)], [rect(20, 44, 30, 55)]
+    _, summary = stitch_views(tmp_path / "t", {(0, 0): [a], (0, 1): [b]})
+    assert (summary.n_nuclei, summary.n_seam) == (1, 1)
+
+
+def test_four_tiles_that_each_see_it_across_the_corner(tmp_path: Path) -> None:
+    views = {
+        (row, col): [[rect(45 + 2 - 4 * row, 45 + 2 - 4 * col, 57 + 2 - 4 * row, 57 + 2 - 4 * col)]]
+        for row in (0, 1)
+        for col in (0, 1)
+    }
+    _, summary = stitch_views(tmp_path / "t", views)
+    assert (summary.n_nuclei, summary.n_seam) == (1, 1)
+
+
+def test_four_tiles_that_all_own_it(tmp_path: Path) -> None:
+    views = {
+        (row, col): [[rect(43 + 2 * row, 43 + 2 * col, 55 + 2 * row, 55 + 2 * col)]] for row in (0, 1) for col in (0, 1)
+    }
+    _, summary = stitch_views(tmp_path / "t", views)
+    assert (summary.n_nuclei, summary.n_seam) == (1, 0)
+
+
+def test_what_the_tile_in_charge_does_not_see_is_dropped(tmp_path: Path) -> None:
+    _, summary = stitch_views(tmp_path / "t", {(0, 0): [[rect(20, 48, 30, 60)]]})
+    assert summary.n_nuclei == 0
+
+
+def test_a_nucleus_split_by_one_tile_is_not_lost(tmp_path: Path) -> None:
+    whole, halves = [rect(20, 38, 30, 60)], [[rect(20, 38, 30, 50)], [rect(20, 50, 30, 60)]]
+    _, summary = stitch_views(tmp_path / "t", {(0, 0): [whole], (0, 1): halves})
+    assert 1 <= summary.n_nuclei <= 2
+
+
+def test_contested_pixels_go_to_the_first(tmp_path: Path) -> None:
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): [[rect(20, 36, 30, 55)]], (0, 1): [[rect(20, 51, 30, 63)]]})
+    assert (summary.n_nuclei, summary.n_contested, summary.n_vanished) == (2, 1, 0)
+    ids = store.instances()
+    assert (ids[20:30, 36:55] == 1).all()
+    assert (ids[20:30, 55:63] == 2).all()
+
+
+def test_a_nucleus_that_loses_every_pixel_disappears(tmp_path: Path) -> None:
+    above = [[rect(40, 10, 55, 20)], [rect(40, 20, 55, 30)]]
+    store, summary = stitch_views(
+        tmp_path / "t", {(0, 0): above, (1, 0): [[rect(49, 10, 55, 30)], [rect(70, 10, 80, 20)]]}
+    )
+    assert (summary.n_nuclei, summary.n_contested, summary.n_vanished) == (3, 1, 1)
+    assert store.instances()[75, 15] == 3
+
+
+def test_ids_follow_the_centres_that_remain(tmp_path: Path) -> None:
+    left = [rect(40, 35, 56, 55), rect(50, 55, 56, 62)]
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): [left], (0, 1): [[rect(44, 55, 56, 62)]]}, (58, 100))
+    assert summary.n_contested == 1
+    # The right one is second by the centre it came with, and first by the one it is left with.
+    assert store.instances()[46, 58] == 1
+    assert store.instances()[53, 58] == 2
+
+
+def test_nuclei_larger_than_the_margin_are_counted(tmp_path: Path) -> None:
+    _, summary = stitch_views(tmp_path / "t", {(0, 0): [[rect(20, 5, 30, 90)]]})
+    assert summary.n_cut == 1
+
+
+def spaced_truth(shape: tuple[int, int], seed: int) -> Truth:
+    """Discs of radius 5 to 11 that stay 4 px apart, so that each segmented one belongs to one true one."""
+    rng = np.random.default_rng(seed)
+    plane = np.zeros(shape, np.int32)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    k = 0
+    for cy in range(14, shape[0] - 14, 27):
+        for cx in range(14, shape[1] - 14, 27):
+            k += 1
+            plane[
+                (y - cy - rng.integers(-2, 3)) ** 2 + (x - cx - rng.integers(-2, 3)) ** 2 <= rng.uniform(5, 10) ** 2
+            ] = k
+    n = k
+    instances = canonical(plane)
+    probabilities = rng.dirichlet(np.ones(N_THINGS), n).astype(np.float32)
+    return Truth(instances, np.full(shape, 9, np.uint8), probabilities, np.ones(n, np.float32))
+
+
+def noisy_tile(truth: Truth, panoptic: PanopticTile, seed: int) -> PanopticTile:
+    """Every nucleus moved by up to 2 px and shrunk or grown by one, anew in every tile."""
+    tile = panoptic.tile
+    rng = np.random.default_rng(seed + 1000 * tile.row + tile.col)
+    plane = np.zeros_like(panoptic.instances)
+    for label, found in enumerate(ndimage.find_objects(panoptic.instances), 1):
+        mask = np.pad(panoptic.instances[found] == label, 4)
+        change = rng.integers(0, 3)
+        if change:
+            mask = (ndimage.binary_erosion if change == 1 else ndimage.binary_dilation)(mask)
+        dy, dx = rng.integers(-2, 3, 2)
+        y, x = np.nonzero(mask)
+        y, x = y + found[0].start - 4 + dy, x + found[1].start - 4 + dx
+        is_inside = (y >= 0) & (x >= 0) & (y < plane.shape[0]) & (x < plane.shape[1])
+        plane[y[is_inside], x[is_inside]] = label
+    return PanopticTile(tile, panoptic.stuff, plane, panoptic.probabilities, panoptic.scores)
+
+
+@pytest.mark.parametrize("core", [40, 64, 100])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noisy_tiles_neither_cut_nor_double_nor_lose(tmp_path: Path, core: int, seed: int) -> None:
+    shape = (420, 420)
+    truth = spaced_truth(shape, seed)
+    context = StitchContext(TileGrid(shape, Box.of_shape(shape), core, 48, 1))
+    for tile in context.grid:
+        panoptic = noisy_tile(truth, oracle_tile(truth, tile), seed)
+        write_record(tmp_path, tile_record(panoptic, context))
+    store, summary = finish(tmp_path / "a.ome.zarr", tmp_path, context)
+    assert_consistent(store)
+    ids = store.instances()
+    n_true = int(truth.instances.max())
+    assert summary.n_nuclei == n_true
+    common = np.zeros((n_true + 1, summary.n_nuclei + 1), int)
+    np.add.at(common, (truth.instances.ravel(), ids.ravel()), 1)
+    area_true, area_found = common.sum(1), common.sum(0)
+    partner = common[1:, 1:].argmax(1) + 1
+    assert len(set(partner.tolist())) == n_true
+    overlap = common[np.arange(1, n_true + 1), partner]
+    assert (overlap > 0.5 * np.minimum(area_true[1:], area_found[partner])).all()
+
+
+@pytest.mark.slow
+def test_ten_thousand_nuclei(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = (4096, 4096)
+    truth = random_truth(shape, 11500, seed=1, radii=(4, 13))
+    context = StitchContext(TileGrid(shape, Box.of_shape(shape), 256, 96, 32))
+    tiles = [oracle_tile(truth, tile) for tile in context.grid]
+    tile_record(tiles[0], context)
+    start = time.process_time()
+    for panoptic in tiles:
+        write_record(tmp_path, tile_record(panoptic, context))
+    middle = time.process_time()
+    store, summary = finish(tmp_path / "a.ome.zarr", tmp_path, context, shard=2048)
+    end = time.process_time()
+    np.testing.assert_array_equal(store.instances(), truth.instances)
+    megapixels = math.prod(shape) / 1e6
+    with capsys.disabled():
+        print(
+            f"\n{summary.n_nuclei} nuclei: tiles {1e3 * (middle - start) / megapixels:.2f} ms/MP of CPU, "
+            f"assembly {1e3 * (end - middle) / megapixels:.2f} ms/MP of CPU"
+        )
