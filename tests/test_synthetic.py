@@ -31,7 +31,7 @@ def scene() -> SyntheticScene:
     return SyntheticScene(SHAPE, seed=3)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 850), st.integers(0, 1080), st.integers(1, 400), st.integers(1, 400))
 def test_any_box_is_a_part_of_the_whole(scene: SyntheticScene, y: int, x: int, h: int, w: int) -> None:
     box = Box(y, x, y + h, x + w).clipped(WHOLE)

@@ -1,0 +1,57 @@
+# make demo   set up, fetch a slide, segment it; results in demo/
+# make test   set up, then all checks and tests
+#
+# A virtual environment is made in $(VENV) and kept; packages are installed again only when what is required has
+# changed. Everything can be overridden: make test PYTHON=python3.12 VENV=/tmp/venv PYTEST_ARGS="-n 8 -k stitch"
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2 --dist loadfile
+PIP_ARGS ?=
+
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check $(PIP_ARGS) -c constraints-cpu.txt
+SLIDE = demo/CMU-1-Small-Region
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+# pip is the last thing a virtual environment gets: where it is, the environment is whole.
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer was found; install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt | $(BIN)/pip
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints-cpu.txt | $(BIN)/pip
+	$(INSTALL) -e '.[test]'
+	@touch $(VENV)/.installed $@
+
+demo: $(VENV)/.installed
+	@mkdir -p demo
+	@test -f $(SLIDE).svs || $(BIN)/nucleipan sample $(SLIDE).svs
+	$(BIN)/nucleipan segment $(SLIDE).svs --out demo --overwrite --overlay --export geojson
+	@echo
+	@echo "slide          $(SLIDE).svs"
+	@echo "picture        $(SLIDE).overlay.png"
+	@echo "for QuPath     $(SLIDE).geojson.gz"
+	@echo "store          $(SLIDE).ome.zarr"
+	@echo "table          $(SLIDE).ome.zarr/nuclei.parquet"
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

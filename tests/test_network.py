@@ -1,0 +1,96 @@
+"""The network: shapes, reach, folding, and that loading and running agree with training."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from nucleipan.classes import DEFAULT_CLASSES
+from nucleipan.errors import ModelError
+from nucleipan.network.inference import InferenceNetwork, best_dtype, choose_device, fold_batch_norm
+from nucleipan.network.model import INSTANCE_REACH_PX, NetworkConfig, PanopticNet, build_network
+
+TINY = NetworkConfig(instance_channels=8, semantic_channels=8)
+
+
+@pytest.fixture(scope="module")
+def network() -> PanopticNet:
+    torch.manual_seed(0)
+    net = build_network(TINY, DEFAULT_CLASSES)
+    # Running statistics that are not the identity, so that folding has something to fold.
+    net.train()
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.rand(2, 3, 96, 96))
+    return net.eval()
+
+
+def test_shapes(network):
+    with torch.no_grad():
+        out = network(torch.rand(2, 3, 64, 96))
+    assert out.semantic.shape == (2, len(DEFAULT_CLASSES), 16, 24)
+    assert out.nucleus.shape == (2, 1, 64, 96)
+    assert out.offsets.shape == (2, 2, 64, 96)
+    assert out.stride == 4
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 65, 64), (1, 3, 64, 40), (1, 1, 64, 64), (3, 64, 64)])
+def test_sizes_that_do_not_fit_are_refused(network, shape):
+    with pytest.raises(ValueError, match="multiples of 32"):
+        network(torch.rand(shape))
+
+
+def test_default_network_is_small():
+    n_parameters = sum(p.numel() for p in build_network(NetworkConfig(), DEFAULT_CLASSES).parameters())
+    assert n_parameters < 4e6
+
+
+def test_a_nucleus_is_decided_within_the_reach(network):
+    """Pixels farther than the reach change a nucleus logit or offset by rounding at most."""
+    x = torch.rand(1, 3, 32, 512)
+    y = x.clone()
+    y[..., 384:] = torch.rand(1, 3, 32, 128)
+    with torch.no_grad():
+        a, b = network(x), network(y)
+    beyond = slice(0, 384 - INSTANCE_REACH_PX)
+    for one, other in ((a.nucleus, b.nucleus), (a.offsets, b.offsets)):
+        assert (one[..., beyond] - other[..., beyond]).abs().max() <= 1e-5 * (one - other).abs().max()
+        assert (one[..., 384:] - other[..., 384:]).abs().max() > 0
+
+
+def test_a_tile_gives_what_the_whole_image_gives(network):
+    """Cut at a multiple of the stride, with the reach as margin, the core's nuclei are those of the whole."""
+    x = torch.rand(1, 3, 64, 576)
+    with torch.no_grad():
+        whole, part = network(x), network(x[..., 160:416])
+    torch.testing.assert_close(part.nucleus[..., 128:160], whole.nucleus[..., 288:320], atol=2e-4, rtol=1e-3)
+
+
+def test_folding_batch_norm_changes_nothing(network):
+    x = torch.rand(1, 3, 64, 64)
+    folded = fold_batch_norm(copy.deepcopy(network))
+    assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        a, b = network(x), folded(x)
+    for name in ("semantic", "nucleus", "offsets"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-4, rtol=1e-3)
+
+
+def test_inference_network_leaves_the_original_alone(network):
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    out = InferenceNetwork(network, torch.device("cpu"))(torch.rand(1, 3, 64, 64))
+    assert out.nucleus.dtype == torch.float32
+    for k, v in network.state_dict().items():
+        torch.testing.assert_close(v, before[k])
+
+
+def test_no_half_precision_on_a_cpu():
+    assert best_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:77", "meta"])
+def test_unknown_devices_are_refused(name):
+    with pytest.raises(ModelError, match=name):
+        choose_device(name)
