@@ -41,7 +41,7 @@ class SampleResult:
     Attributes:
         path: the slide.
         is_synthetic: whether it was generated because the download failed.
-        truth: folder with the known truth of a synthetic slide (``labels``, ``classes``, ``stuff``), else None.
+        truth: folder with the known truth of a synthetic slide (``labels``, ``classes``, ``tissue``), else None.
         message: one line for the user: what the slide is, and why if it is synthetic.
     """
 

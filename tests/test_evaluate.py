@@ -21,9 +21,9 @@ from stitch_oracle import random_truth, stitch_oracle
 from nucleipan.classes import DEFAULT_CLASSES, PanopticClasses
 from nucleipan.errors import DataError
 from nucleipan.evaluate import evaluate_folders, evaluate_pairs, reading
-from nucleipan.evaluate.reading import nearest_pixels
 from nucleipan.geometry import Box
 from nucleipan.metrics import pair_centroids, pair_centroids_globally
+from nucleipan.metrics.grids import nearest_pixels
 from nucleipan.stitch import StitchContext
 from nucleipan.tiles import TileGrid
 

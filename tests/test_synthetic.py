@@ -120,14 +120,14 @@ def test_written_truth(scene: SyntheticScene, tmp_path: Path, monkeypatch: pytes
     labels = imagecodecs.imread(tmp_path / "labels" / "a.png")
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(labels, instances)
-    np.testing.assert_array_equal(imagecodecs.imread(tmp_path / "stuff" / "a.png"), scene.stuff(WHOLE))
+    np.testing.assert_array_equal(imagecodecs.imread(tmp_path / "tissue" / "a.png"), scene.stuff(WHOLE))
     listed = {int(k): v for k, v in json.loads((tmp_path / "classes" / "a.json").read_text()).items()}
     assert set(listed) == set(np.unique(instances[instances > 0]).tolist())
     lut = np.zeros(scene.max_id + 1, np.uint8)
     lut[list(listed)] = list(listed.values())
     np.testing.assert_array_equal(lut[instances][instances > 0], classes[instances > 0])
 
-    monkeypatch.setattr("nucleipan.synthetic._MAX_PNG_PIXELS", 0)
+    monkeypatch.setattr("nucleipan.synthetic.writing._MAX_PNG_PIXELS", 0)
     write_truth(scene, tmp_path / "large", stem="a")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "large" / "labels" / "a.tif"), instances)
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "large" / "stuff" / "a.tif"), scene.stuff(WHOLE))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "large" / "tissue" / "a.tif"), scene.stuff(WHOLE))

@@ -24,11 +24,16 @@ _UNKNOWN = 0
 
 
 class CoverTable:
-    """Which classes each cover code allows; codes are handed out on first use, 0 = all."""
+    """Which classes each cover code allows; codes are handed out on first use, 0 = all.
+
+    ``things`` is the code of "some kind of nucleus", ``stuff`` that of "some kind of tissue, not a nucleus".
+    """
 
     def __init__(self, classes: PanopticClasses) -> None:
         self.classes = classes
         self._codes: dict[frozenset[int], int] = {frozenset(c.id for c in classes.classes): _UNKNOWN}
+        self.things = self.code_of_ids(classes.thing_ids)
+        self.stuff = self.code_of_ids(classes.stuff_ids)
 
     def code(self, names: Iterable[str]) -> int:
         """The code that allows exactly the classes called ``names``."""
@@ -40,16 +45,6 @@ class CoverTable:
         if code > 255:
             raise DataError("more than 255 different sets of classes are covered by the data's codes")
         return code
-
-    @property
-    def things(self) -> int:
-        """Some kind of nucleus."""
-        return self.code_of_ids(self.classes.thing_ids)
-
-    @property
-    def stuff(self) -> int:
-        """Some kind of tissue, not a nucleus."""
-        return self.code_of_ids(self.classes.stuff_ids)
 
     def allowed(self) -> np.ndarray:
         """bool[n_codes, K]."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,13 +24,16 @@ from torch.utils.data import DataLoader
 from nucleipan.classes import PanopticClasses
 from nucleipan.errors import DataError
 from nucleipan.network.backbone import load_imagenet_weights
+from nucleipan.network.inference import InferenceNetwork
 from nucleipan.network.model import INSTANCE_REACH_PX, PanopticNet, build_network
 from nucleipan.network.weights import ModelInfo, save_model
 from nucleipan.training.augment import training_transform
 from nucleipan.training.config import ScheduleConfig, TrainConfig
 from nucleipan.training.data import CoverTable, Sample, read_source
+from nucleipan.training.log import TrainLog
 from nucleipan.training.losses import Batch, total_loss
 from nucleipan.training.mixture import Mixture, collate
+from nucleipan.training.validate import mean_quality
 
 
 @dataclass
@@ -91,10 +93,19 @@ def fit(config: TrainConfig, classes: PanopticClasses, device: torch.device) -> 
     covers = CoverTable(classes)
     samples = read_samples(config, "train", covers)
     state = _initial_state(config, classes, device)
-    if state.restore(config.output):
-        print(f"continuing from step {state.step}", flush=True)
+    state.restore(config.output)
     batches = _batches(config, samples, covers, state.step)
-    _train(config, state, batches, device)
+    judged = {k: v for k, v in read_samples(config, "val", covers).items() if k in config.validate_on}
+
+    def validate() -> dict[str, float]:
+        network = InferenceNetwork(cast(PanopticNet, state.average.module), device)
+        return {
+            f"{folder} {name}": value
+            for folder, images in judged.items()
+            for name, value in mean_quality(network, images, classes, config.mpp, config.decode).items()
+        }
+
+    _train(config, state, batches, device, validate)
     return state
 
 
@@ -145,28 +156,27 @@ def _batches(config: TrainConfig, samples: dict[str, list[Sample]], covers: Cove
     return iter(loader)
 
 
-def _train(config: TrainConfig, state: TrainState, batches: Iterator[Batch], device: torch.device) -> None:
+def _train(
+    config: TrainConfig,
+    state: TrainState,
+    batches: Iterator[Batch],
+    device: torch.device,
+    validate: Callable[[], dict[str, float]],
+) -> None:
     schedule = config.schedule
     state.network.train()
-    sums: dict[str, float] = {}
-    began, first = time.perf_counter(), state.step
-    log = (config.output / "log.jsonl").open("a")
-    while state.step < schedule.steps:
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, schedule)
-        terms = _step(config, state, next(batches), device)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        state.step += 1
-        if state.step % 50 == 0:
-            seconds = (time.perf_counter() - began) / (state.step - first)
-            line = {"step": state.step, "s_per_step": round(seconds, 3)} | {
-                k: round(v / 50, 4) for k, v in sums.items()
-            }
-            print(json.dumps(line), file=log, flush=True)
-            sums.clear()
-        if state.step % schedule.checkpoint_every == 0 or state.step == schedule.steps:
-            state.save(config.output)
+    with TrainLog(config.output / "log.jsonl", state.step, schedule.steps) as log:
+        while state.step < schedule.steps:
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(state.step, schedule)
+            terms = _step(config, state, next(batches), device)
+            state.step += 1
+            log.add(state.step, {name: float(value) for name, value in terms.items()})
+            is_last = state.step == schedule.steps
+            if state.step % schedule.checkpoint_every == 0 or is_last:
+                state.save(config.output)
+            if state.step % schedule.validate_every == 0 or is_last:
+                log.write(validate() | {"step": state.step})
 
 
 def _step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Synthetic slides on disk: a pyramidal TIFF and, beside it, the truth.
 
 The scene itself (``SyntheticScene``) is a function of position; here it is written tile by tile, so that the slide
-may be far larger than memory. The truth has the layout of annotated image sets: ``labels/<stem>`` with the
-instance ids and ``classes/<stem>.json`` with the class id of each; ``stuff/<stem>`` holds the tissue.
+may be far larger than memory. The truth has the layout that ``nucleipan.evaluate`` reads: ``labels/<stem>`` with
+the instance ids, ``classes/<stem>.json`` with the class id of each, ``tissue/<stem>`` and the names of both.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from nucleipan._scene import SyntheticScene
+from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import DataError
 from nucleipan.geometry import Box
-
-__all__ = ["SyntheticScene", "write_slide", "write_truth"]
+from nucleipan.synthetic.scene import SyntheticScene
 
 _FACTOR = 4  # between levels, as Aperio's scanners do it
 _MAX_PNG_PIXELS = 1 << 26
@@ -71,24 +70,27 @@ def write_slide(
 
 
 def write_truth(scene: SyntheticScene, folder: str | Path, stem: str = "synthetic") -> None:
-    """Write instances, their classes and the tissue of the whole ``scene`` below ``folder``.
+    """Write instances, their classes and the tissue of the whole ``scene`` in the layout ``nucleipan evaluate`` reads.
 
     Up to 2**26 pixels and ids below 65536 go to PNG (instances 16-bit), larger scenes to tiled deflate TIFF
     (instances 32-bit). Nuclei that others cover completely are not listed.
     """
     folder = Path(folder)
-    for name in ("labels", "classes", "stuff"):
+    for name in ("labels", "classes", "tissue"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     if scene.shape[0] * scene.shape[1] <= _MAX_PNG_PIXELS and scene.max_id < 2**16:
         whole = Box.of_shape(scene.shape)
         labels = imagecodecs.png_encode(scene.instances(whole).astype(np.uint16))
         (folder / "labels" / f"{stem}.png").write_bytes(labels)
-        (folder / "stuff" / f"{stem}.png").write_bytes(imagecodecs.png_encode(scene.stuff(whole)))
+        (folder / "tissue" / f"{stem}.png").write_bytes(imagecodecs.png_encode(scene.stuff(whole)))
     else:
         _write_plane(folder / "labels" / f"{stem}.tif", scene.shape, scene.instances, np.uint32)
-        _write_plane(folder / "stuff" / f"{stem}.tif", scene.shape, scene.stuff, np.uint8)
+        _write_plane(folder / "tissue" / f"{stem}.tif", scene.shape, scene.stuff, np.uint8)
     classes = {str(i): c for i, c in sorted(_classes_by_id(scene).items())}
     (folder / "classes" / f"{stem}.json").write_text(json.dumps(classes), encoding="utf-8")
+    for name, members in (("class_names", DEFAULT_CLASSES.things), ("tissue_names", DEFAULT_CLASSES.stuff)):
+        names = {str(c.id): c.name for c in members}
+        (folder / f"{name}.json").write_text(json.dumps(names), encoding="utf-8")
 
 
 def _boxes(shape: tuple[int, int], tile: int) -> Iterator[Box]:
