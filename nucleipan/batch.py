@@ -13,14 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nucleipan.errors import ConfigError, NucleipanError
 from nucleipan.exports.geojson import export_geojson
+from nucleipan.network.inference import choose_device
 from nucleipan.network.weights import Model, load_model
 from nucleipan.overlay import overlay_of_store, save_picture
 from nucleipan.segment import Progress as ProgressCall
-from nucleipan.segment import SegmentOptions, SegmentResult, segment_slide, store_path
+from nucleipan.segment import SegmentOptions, SegmentResult, check_tile, segment_slide, store_path
 from nucleipan.slide import at_mpp, is_slide, open_slide
 from nucleipan.store import PanopticStore
 
 _MAX_OVERLAY_PIXELS = 100_000_000
+_SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".dcm", ".png", ".jpg", ".jpeg")
+    [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm", ".png", ".jpg", ".jpeg"]
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,10 @@ class BatchOptions:
 
 
 def find_slides(inputs: Sequence[Path]) -> list[Path]:
-    """Slides named directly, and those that lie in named folders (by content, not below hidden or store folders).
+    """Slides named directly, and those that lie in named folders, by content.
 
-    A folder that is itself a slide (OME-Zarr, DICOM) counts as one.
+    A file in a folder that is called like a slide but is none is kept too: it fails later, instead of being passed
+    over in silence. A folder that is itself a slide (OME-Zarr, DICOM) counts as one.
 
     Raises:
         ConfigError: a folder holds no slide, or two slides would write the same store.
@@ -52,7 +57,7 @@ def find_slides(inputs: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in inputs:
         if path.is_dir() and not is_slide(path):
-            inside = sorted(p for p in path.iterdir() if not p.name.startswith(".") and is_slide(p))
+            inside = sorted(p for p in path.iterdir() if not p.name.startswith(".") and _is_wanted(p))
             if not inside:
                 raise ConfigError(f"{path}: holds no slide or image; pass a slide or a folder of slides")
             found += inside
@@ -61,12 +66,16 @@ def find_slides(inputs: Sequence[Path]) -> list[Path]:
     by_store: dict[Path, Path] = {}
     for path in found:
         target = store_path(path, Path())
-        if target in by_store and by_store[target] != path:
+        if target in by_store and by_store[target].absolute() != path.absolute():
             raise ConfigError(
                 f"{by_store[target]} and {path} would both be written to {target}; run them with different --out"
             )
         by_store[target] = path
     return list(by_store.values())
+
+
+def _is_wanted(path: Path) -> bool:
+    return is_slide(path) or (path.is_file() and path.suffix.lower() in _SLIDE_SUFFIXES)
 
 
 def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
@@ -75,6 +84,8 @@ def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
     Raises:
         ModelError: the model cannot be loaded (nothing is done then).
     """
+    check_tile(batch.options.tile)
+    choose_device(batch.options.device)
     model = load_model(batch.model)
     n_failed = 0
     for path in slides:
@@ -82,7 +93,7 @@ def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
             with _shown_progress(path.name) as progress:
                 result = segment_slide(path, batch.out, model, batch.options, progress=progress)
             _write_extras(path, result.store, batch, model)
-        except NucleipanError as error:
+        except (NucleipanError, OSError) as error:  # a full or vanished disk stops this slide, not the others
             n_failed += 1
             print(f"nucleipan: {_with_name(path, str(error))}", file=sys.stderr)
         else:

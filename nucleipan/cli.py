@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nucleipan.errors import ConfigError, NucleipanError, RegionError
+from nucleipan.errors import ConfigError, DataError, ModelError, NucleipanError
 
 if TYPE_CHECKING:
     from nucleipan.geometry import Box
@@ -34,18 +34,24 @@ def main() -> None:
         app()
     except NucleipanError as error:
         print(f"nucleipan: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(2 if isinstance(error, (ConfigError, ModelError)) else 1)
 
 
-@app.callback()
-def _top(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         from nucleipan import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -79,8 +85,8 @@ def segment(
     from nucleipan.batch import BatchOptions, find_slides, segment_batch
     from nucleipan.segment import SegmentOptions
 
-    if mpp is not None and not mpp > 0:
-        raise ConfigError(f"--mpp {mpp}: a pixel size is a number above 0, in micrometres, such as 0.25")
+    if mpp is not None and not 0.01 <= mpp <= 100:
+        raise ConfigError(f"--mpp {mpp}: expected micrometres per pixel from 0.01 to 100, such as 0.25")
     options = SegmentOptions(mpp, device, _parse_roi(roi), tile, overwrite, with_image)
     wanted = BatchOptions(out, model, options, _parse_exports(export), overlay)
     n_failed = segment_batch(find_slides(inputs), wanted)
@@ -137,7 +143,8 @@ def export(
     from nucleipan.exports.geojson import export_geojson
     from nucleipan.store import PanopticStore
 
-    _parse_exports(format)
+    if len(_parse_exports(format)) != 1:
+        raise ConfigError(f"--format {format}: name one format; known: {', '.join(_EXPORTS)}")
     n = export_geojson(PanopticStore.open(store), out)
     print(f"{out}: {n} nuclei")
 
@@ -156,7 +163,10 @@ def evaluate(
     result = evaluate_folders(pred, truth)
     result.print_table(Console())
     if as_json is not None:
-        as_json.write_text(json.dumps(result.to_json(), indent=1))
+        try:
+            as_json.write_text(json.dumps(result.to_json(), indent=1))
+        except OSError as error:
+            raise DataError(f"{as_json}: cannot be written ({error.strerror}); choose another file") from error
 
 
 @app.command()
@@ -186,7 +196,7 @@ def _parse_roi(text: str | None) -> Box | None:
     try:
         y0, x0, y1, x1 = (int(part) for part in text.split(","))
     except ValueError:
-        raise RegionError(f"--roi {text}: expected four whole numbers Y0,X0,Y1,X1 in full-resolution pixels") from None
+        raise ConfigError(f"--roi {text}: expected four whole numbers Y0,X0,Y1,X1 in full-resolution pixels") from None
     return Box(y0, x0, y1, x1)
 
 

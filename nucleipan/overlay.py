@@ -6,6 +6,8 @@ lines, the line never covers a neighbour, and where the image ends it stays open
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,8 +135,18 @@ def overlay_of_store(store: PanopticStore, view: SlideView, box: Box | None = No
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write uint8[h, w, 3] as PNG or JPEG, by the suffix of ``path``."""
-    Image.fromarray(picture).save(path)
+    """Write uint8[h, w, 3] as PNG or JPEG, by the suffix of ``path``, in one atomic step.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        Image.fromarray(picture).save(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 
 def _check_planes(image: np.ndarray, instances: np.ndarray, stuff: np.ndarray | None) -> None:

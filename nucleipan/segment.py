@@ -144,8 +144,7 @@ def plan_tiles(view: SlideView, options: SegmentOptions, margin: int) -> TileGri
         RegionError: the region of interest is empty or not inside the slide.
         ConfigError: the tile is smaller than 64 or larger than 16384 pixels.
     """
-    if not 64 <= options.tile <= 16384:
-        raise ConfigError(f"a tile of {options.tile} pixels was asked for; expected 64 to 16384 (--tile)")
+    check_tile(options.tile)
     extent = Box.of_shape(view.shape)
     if options.roi is not None:
         level0 = Box.of_shape(view.slide.levels[0].shape)
@@ -159,9 +158,15 @@ def plan_tiles(view: SlideView, options: SegmentOptions, margin: int) -> TileGri
     return TileGrid(view.shape, extent, options.tile, margin)
 
 
+def check_tile(tile: int) -> None:
+    """Raises ConfigError unless a tile of this side is of use."""
+    if not 64 <= tile <= 16384:
+        raise ConfigError(f"a tile of {tile} pixels was asked for; expected 64 to 16384 (--tile)")
+
+
 def store_path(slide_path: Path, out: Path) -> Path:
     """Where the store of a slide goes: ``out/<stem>.ome.zarr``."""
-    name = slide_path.resolve().name
+    name = slide_path.absolute().name
     for suffix in (".ome.zarr", ".ome.tiff", ".ome.tif"):
         if name.lower().endswith(suffix):
             return out / f"{name[: -len(suffix)]}.ome.zarr"

@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
+from nucleipan.errors import DataError
 from nucleipan.store import PanopticStore
 
 _NAMESPACE = uuid.UUID("6f2d3f5e-5d0c-5b5e-9a53-0f6f2f1c7a11")
@@ -72,8 +73,8 @@ def _rings(polygon: shapely.Polygon) -> list[list[list[float]]]:
 def _written_at_once(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes its name when it is whole; compressed without a time stamp for ``.gz``."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as raw:
             if path.suffix == ".gz":
                 with gzip.GzipFile("", "wb", 5, raw, mtime=0) as packed:
@@ -81,5 +82,8 @@ def _written_at_once(path: Path) -> Iterator[IO[bytes]]:
             else:
                 yield raw
         os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another file") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

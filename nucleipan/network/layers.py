@@ -11,6 +11,11 @@ def conv1x1(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out))
 
 
+def conv3x3(n_in: int, n_out: int) -> nn.Sequential:
+    """Full 3x3 convolution, BatchNorm and ReLU; keeps height and width."""
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+
+
 def separable3x3(n_in: int, n_out: int, dilation: tuple[int, int] = (1, 1)) -> nn.Sequential:
     """Depthwise 3x3 and pointwise 1x1, BatchNorm and ReLU; keeps height and width."""
     return nn.Sequential(

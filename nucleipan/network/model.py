@@ -1,7 +1,7 @@
 """PanopticNet: one backbone, two pyramids, two heads.
 
 The instance pyramid spans strides 2 to 16 and stops at the first stage of stride 16: a nucleus is decided within
-`INSTANCE_REACH_PX` pixels, so tiles with that margin yield the same nuclei as the whole slide in one piece.
+``INSTANCE_REACH_PX`` pixels, so tiles with that margin yield the same nuclei as the whole slide in one piece.
 The semantic pyramid spans strides 4 to 32: tissue is told by its wider surroundings.
 """
 
@@ -18,7 +18,8 @@ from nucleipan.network.backbone import DEEPEST_STRIDE, Lite0Backbone
 from nucleipan.network.fpn import TwoWayFpn
 from nucleipan.network.heads import InstanceHead, SemanticHead
 
-#: Pixels around a pixel that can change its nucleus logit or offset (a test measures it).
+#: Pixels around a pixel that can change its nucleus logit or offset by more than rounding (a test measures it; in
+#: theory up to 138 pixels reach it, with vanishing weight).
 INSTANCE_REACH_PX = 128
 
 _INSTANCE_STAGES = (0, 1, 2, 3)

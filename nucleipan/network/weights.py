@@ -110,7 +110,8 @@ def _resolve(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not path.is_file():
         raise ModelError(
-            f"model {str(name_or_path)!r} is neither an embedded model ({', '.join(models)}) nor a weights file"
+            f"model {str(name_or_path)!r} is neither an embedded model ({', '.join(models) or 'none'}) nor a weights "
+            "file; see `nucleipan models`"
         )
     return path
 

@@ -75,7 +75,10 @@ class TrainConfig(_Frozen):
     data_root: Path
     splits: Path = Field(description="JSON: folder -> {train: [stems], val: [stems]}")
     output: Path
-    initial_weights: Literal["imagenet", "random"] = "imagenet"
+    initial_weights: str = Field(
+        "imagenet",
+        description="imagenet, random, the name of an embedded model, or a weights file: what fits by name and shape",
+    )
     licence: str = Field("not stated", description="terms of the trained weights")
     network: NetworkConfig = NetworkConfig()
     decode: DecodeConfig = DecodeConfig()

@@ -22,11 +22,11 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from nucleipan.classes import PanopticClasses
-from nucleipan.errors import DataError
+from nucleipan.errors import DataError, ModelError
 from nucleipan.network.backbone import load_imagenet_weights
 from nucleipan.network.inference import InferenceNetwork
 from nucleipan.network.model import INSTANCE_REACH_PX, PanopticNet, build_network
-from nucleipan.network.weights import ModelInfo, save_model
+from nucleipan.network.weights import ModelInfo, load_model, save_model
 from nucleipan.training.augment import training_transform
 from nucleipan.training.config import ScheduleConfig, TrainConfig
 from nucleipan.training.data import CoverTable, Sample, read_source
@@ -129,8 +129,7 @@ def train_model(config: TrainConfig, classes: PanopticClasses, device: torch.dev
 
 def _initial_state(config: TrainConfig, classes: PanopticClasses, device: torch.device) -> TrainState:
     network = build_network(config.network, classes)
-    if config.initial_weights == "imagenet":
-        load_imagenet_weights(network.backbone)
+    _initialise(network, config.initial_weights)
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     schedule = config.schedule
     average = AveragedModel(network, multi_avg_fn=partial(_average, decay=schedule.ema_decay), use_buffers=True)
@@ -138,6 +137,20 @@ def _initial_state(config: TrainConfig, classes: PanopticClasses, device: torch.
     plain = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return TrainState(network, average, torch.optim.AdamW(groups, lr=schedule.learning_rate))
+
+
+def _initialise(network: PanopticNet, source: str) -> None:
+    """Fill ``network`` from what the configuration names; layers of other shape (other classes) stay random."""
+    if source == "random":
+        return
+    if source == "imagenet":
+        load_imagenet_weights(network.backbone)
+        return
+    given, own = load_model(source).network.state_dict(), network.state_dict()
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise ModelError(f"initial_weights: {source}: no tensor fits the network; check the network's configuration")
+    network.load_state_dict(fitting, strict=False)
 
 
 def _batches(config: TrainConfig, samples: dict[str, list[Sample]], covers: CoverTable, start: int) -> Iterator[Batch]:
