@@ -22,9 +22,7 @@ from nucleipan.slide import at_mpp, is_slide, open_slide
 from nucleipan.store import PanopticStore
 
 _MAX_OVERLAY_PIXELS = 100_000_000
-_SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".dcm", ".png", ".jpg", ".jpeg")
-    [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm", ".png", ".jpg", ".jpeg"]
-)
+_SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .svslide .dcm .png .jpg .jpeg".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True)
