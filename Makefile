@@ -12,7 +12,7 @@ PIP_ARGS ?=
 
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check $(PIP_ARGS) -c constraints-cpu.txt
-SLIDE = demo/CMU-1-Small-Region
+SLIDE = demo/sample
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format

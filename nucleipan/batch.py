@@ -19,9 +19,10 @@ from nucleipan.overlay import overlay_of_store, save_picture
 from nucleipan.segment import Progress as ProgressCall
 from nucleipan.segment import SegmentOptions, SegmentResult, check_tile, segment_slide, store_path
 from nucleipan.slide import at_mpp, is_slide, open_slide
-from nucleipan.store import PanopticStore
+from nucleipan.store import PanopticStore, is_own_store
 
 _MAX_OVERLAY_PIXELS = 100_000_000
+_OVERLAY_SUFFIX = ".overlay.png"
 _SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .svslide .dcm .png .jpg .jpeg".split())  # noqa: SIM905
 
 
@@ -54,8 +55,10 @@ def find_slides(inputs: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in inputs:
+        if is_own_store(path):
+            raise ConfigError(f"{path}: is a result of nucleipan, not a slide; pass the slide it was made from")
         if path.is_dir() and not is_slide(path):
-            inside = sorted(p for p in path.iterdir() if not p.name.startswith(".") and _is_wanted(p))
+            inside = sorted(p for p in path.iterdir() if _is_wanted(p))
             if not inside:
                 raise ConfigError(f"{path}: holds no slide or image; pass a slide or a folder of slides")
             found += inside
@@ -73,7 +76,12 @@ def find_slides(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _is_wanted(path: Path) -> bool:
-    return is_slide(path) or (path.is_file() and path.suffix.lower() in _SLIDE_SUFFIXES)
+    """Whether something in a folder is to be segmented; our own results are not, so that a folder can hold both."""
+    if path.name.startswith(".") or path.name.endswith((_OVERLAY_SUFFIX, ".partial", ".replaced")):
+        return False
+    if path.is_dir():
+        return is_slide(path) and not is_own_store(path)
+    return is_slide(path) or path.suffix.lower() in _SLIDE_SUFFIXES
 
 
 def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
@@ -91,15 +99,13 @@ def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
             with _shown_progress(path.name) as progress:
                 result = segment_slide(path, batch.out, model, batch.options, progress=progress)
             _write_extras(path, result.store, batch, model)
-        except (NucleipanError, OSError) as error:  # a full or vanished disk stops this slide, not the others
+        except Exception as error:  # whatever it is, it is counted and said, and the other slides go on
             n_failed += 1
-            print(f"nucleipan: {_with_name(path, str(error))}", file=sys.stderr)
+            print(f"nucleipan: {_failure(path, error)}", file=sys.stderr)
         else:
             print(_summary_line(path, result), flush=True)
-            if result.is_upsampled:
-                print(
-                    f"nucleipan: {path}: is coarser than the model's {model.info.mpp} um; expect less", file=sys.stderr
-                )
+            for note in result.notes:
+                print(f"nucleipan: {path}: {note}", file=sys.stderr)
     return n_failed
 
 
@@ -115,12 +121,12 @@ def _write_extras(path: Path, store: PanopticStore, batch: BatchOptions, model: 
             )
         with open_slide(path) as slide:
             picture = overlay_of_store(store, at_mpp(slide, model.info.mpp, batch.options.mpp))
-        save_picture(picture, batch.out / f"{stem}.overlay.png")
+        save_picture(picture, batch.out / f"{stem}{_OVERLAY_SUFFIX}")
 
 
 def _summary_line(path: Path, result: SegmentResult) -> str:
     store = result.store
-    area_mm2 = store.shape[0] * store.shape[1] * store.mpp**2 / 1e6
+    area_mm2 = store.spec.extent.area * store.mpp**2 / 1e6
     line = f"{path}: {store.n_nuclei} nuclei on {area_mm2:.2f} mm2 -> {store.path}"
     if result.summary is None:
         return f"{line} (was finished already)"
@@ -128,8 +134,12 @@ def _summary_line(path: Path, result: SegmentResult) -> str:
     return f"{line} ({result.seconds:.1f} s, {result.n_computed} of {result.n_tiles} tiles computed{cut})"
 
 
-def _with_name(path: Path, message: str) -> str:
-    return message if message.startswith(str(path)) else f"{path}: {message}"
+def _failure(path: Path, error: Exception) -> str:
+    """One line: our own errors say all there is to say; of others the kind, the first line and what may help."""
+    if isinstance(error, NucleipanError):
+        return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+    line = f"{path}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"{line}; a smaller --tile needs less memory" if "memory" in line.lower() else line
 
 
 @contextmanager
@@ -161,5 +171,7 @@ def _plain_lines(name: str) -> ProgressCall:
         if step == "segmenting" and tenth != shown:
             shown = tenth
             print(f"{name}: {done}/{total} tiles", file=sys.stderr, flush=True)
+        elif step == "stitching" and done == 0:
+            print(f"{name}: stitching", file=sys.stderr, flush=True)
 
     return update

@@ -44,9 +44,6 @@ class Box:
     def is_empty(self) -> bool:
         return self.area == 0
 
-    def shifted(self, dy: int, dx: int) -> Box:
-        return Box(self.y0 + dy, self.x0 + dx, self.y1 + dy, self.x1 + dx)
-
     def grown(self, n: int) -> Box:
         """This box with ``n`` more pixels on every side."""
         return Box(self.y0 - n, self.x0 - n, self.y1 + n, self.x1 + n)
@@ -55,9 +52,6 @@ class Box:
         """The part inside ``other``; an empty box where they do not meet."""
         y0, x0 = max(self.y0, other.y0), max(self.x0, other.x0)
         return Box(y0, x0, max(y0, min(self.y1, other.y1)), max(x0, min(self.x1, other.x1)))
-
-    def intersects(self, other: Box) -> bool:
-        return not self.clipped(other).is_empty
 
     def contains(self, other: Box) -> bool:
         """Whether every pixel of ``other`` lies in this box (an empty box always does)."""

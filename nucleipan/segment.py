@@ -43,7 +43,7 @@ from nucleipan.stitch import (
     tile_record,
     write_record,
 )
-from nucleipan.store import PanopticStore, Run, StoreSpec, open_or_resume
+from nucleipan.store import PanopticStore, Run, StoreSpec, exclusive, open_or_resume
 from nucleipan.tiles import Tile, TileGrid
 from nucleipan.transforms import SlideTiles
 
@@ -55,6 +55,7 @@ Progress = Callable[[int, int, str], None]
 DEFAULT_TILE = 2048
 _OVERVIEW_SIDE = 4096
 _AHEAD = 2
+_SAME_MPP = 0.05
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -84,14 +85,15 @@ class SegmentOptions:
 @dataclass(frozen=True)
 class SegmentResult:
     """What a run did. ``n_tiles`` were needed, ``n_computed`` of them went through the network now; ``summary`` is
-    None when the finished store was already there. ``redundancy`` is pixels computed over pixels kept."""
+    None when the finished store was already there. ``redundancy`` is pixels computed over pixels kept; ``notes`` are
+    what the user should know before trusting the result."""
 
     store: PanopticStore
     n_tiles: int
     n_computed: int
     redundancy: float
     seconds: float
-    is_upsampled: bool
+    notes: tuple[str, ...]
     summary: StitchSummary | None
 
 
@@ -111,6 +113,7 @@ def segment_slide(
         path: any slide or flat image that ``open_slide`` reads.
         network: replaces the model's own network (an oracle in tests, another runtime).
         transform: builds the transforms that turn a tile into the network's input; see ``nucleipan.transforms``.
+            Neither is part of what identifies a run: after changing one, start anew with ``overwrite``.
 
     Raises:
         SlideError, MissingPixelSizeError, RegionError: the slide cannot be used as asked.
@@ -121,12 +124,14 @@ def segment_slide(
     progress = progress or (lambda done, total, step: None)
     device = choose_device(options.device)
     began = time.perf_counter()
-    with open_slide(path) as slide:
+    target = store_path(path, out)
+    with open_slide(path) as slide, exclusive(target):
         view = at_mpp(slide, model.info.mpp, options.mpp)
         grid = plan_tiles(view, options, model.info.margin)
-        run = open_or_resume(store_path(path, out), _spec(slide, view, grid, model.info, options), options.overwrite)
+        notes = tuple(_notes(slide, view, options))
+        run = open_or_resume(target, _spec(slide, view, grid, model.info, options), options.overwrite)
         if run.is_finished:
-            return _result(PanopticStore.open(run.path), grid, 0, began, view, None)
+            return _result(PanopticStore.open(run.path), grid, 0, began, notes, None)
         context = StitchContext(grid, view.level0_per_pixel)
         network = network or InferenceNetwork(model.network, device)
         n_computed = _compute_tiles(run, view, context, _Stages(model.info, network, transform), progress)
@@ -134,7 +139,7 @@ def segment_slide(
         layout = StoreLayout(path.name, model.info.classes, view.mpp, attributes=run.attributes())
         summary = assemble(run.folder, run.tiles_folder, context, layout, _overview(view, options.with_image))
         progress(1, 1, "stitching")
-        return _result(run.publish(), grid, n_computed, began, view, summary)
+        return _result(run.publish(), grid, n_computed, began, notes, summary)
 
 
 def plan_tiles(view: SlideView, options: SegmentOptions, margin: int) -> TileGrid:
@@ -292,8 +297,21 @@ def _spec(slide: Slide, view: SlideView, grid: TileGrid, info: ModelInfo, option
     )
 
 
+def _notes(slide: Slide, view: SlideView, options: SegmentOptions) -> Iterator[str]:
+    if options.mpp is not None and slide.mpp is not None and abs(options.mpp / slide.mpp - 1) > _SAME_MPP:
+        yield f"says {slide.mpp:.4g} um per pixel; --mpp {options.mpp:.4g} is used instead"
+    if view.is_upsampled:
+        level0_mpp = view.mpp / view.level0_per_pixel
+        yield f"has {level0_mpp:.4g} um per pixel and was enlarged to the model's {view.mpp:.4g}; expect less"
+
+
 def _result(
-    store: PanopticStore, grid: TileGrid, n_computed: int, began: float, view: SlideView, summary: StitchSummary | None
+    store: PanopticStore,
+    grid: TileGrid,
+    n_computed: int,
+    began: float,
+    notes: tuple[str, ...],
+    summary: StitchSummary | None,
 ) -> SegmentResult:
     seconds = time.perf_counter() - began
-    return SegmentResult(store, len(grid), n_computed, grid.redundancy, seconds, view.is_upsampled, summary)
+    return SegmentResult(store, len(grid), n_computed, grid.redundancy, seconds, notes, summary)

@@ -87,19 +87,14 @@ class TileGrid:
         if not (0 <= row < self.n_rows and 0 <= col < self.n_cols):
             raise ConfigError(f"tile ({row}, {col}) is outside the grid of {self.n_rows} x {self.n_cols}")
         y, x = self._origin[0] + row * self.core, self._origin[1] + col * self.core
-        core = Box(y, x, y + self.core, x + self.core)
-        outer = core.grown(self.margin).clipped(Box.of_shape(self.slide_shape))
-        return Tile(row, col, core.clipped(self.extent), outer)
+        core = Box(y, x, y + self.core, x + self.core).clipped(self.extent)
+        outer = self._aligned(core).grown(self.margin).clipped(Box.of_shape(self.slide_shape))
+        return Tile(row, col, core, outer)
 
-    def neighbours(self, tile: Tile) -> list[Tile]:
-        """Tiles whose outer box meets this tile's core, itself excluded, in raster order."""
-        reach = -(-self.margin // self.core)
-        return [
-            self.tile(r, c)
-            for r in range(max(0, tile.row - reach), min(self.n_rows, tile.row + reach + 1))
-            for c in range(max(0, tile.col - reach), min(self.n_cols, tile.col + reach + 1))
-            if (r, c) != (tile.row, tile.col)
-        ]
+    def _aligned(self, box: Box) -> Box:
+        """The smallest box around ``box`` whose sides are multiples of ``align``."""
+        n = self.align
+        return Box(box.y0 // n * n, box.x0 // n * n, _round_up(box.y1, n), _round_up(box.x1, n))
 
     @property
     def redundancy(self) -> float:

@@ -26,6 +26,7 @@ from nucleipan.network.voting import VotingConfig
 from nucleipan.network.weights import Model, ModelInfo
 from nucleipan.segment import SegmentOptions, segment_slide, store_path
 from nucleipan.slide import at_mpp, open_slide
+from nucleipan.store import exclusive
 from nucleipan.transforms import SlideTiles, TileSplitter, default_transforms
 
 K = len(DEFAULT_CLASSES)
@@ -167,6 +168,42 @@ def test_region_of_interest(slide, reference, tmp_path):
     assert (result.store.class_map()[: roi.y0 - 20] == 0).all()
 
 
+def test_a_small_region_costs_little(slide, tmp_path):
+    result = segment_slide(slide, tmp_path, model(), SegmentOptions(roi=Box(200, 300, 232, 332)), network=oracle)
+    assert result.redundancy * 32 * 32 <= (32 + 2 * 32 + 2 * 31) ** 2
+
+
+def test_a_finished_store_does_not_depend_on_the_tile(slide, tmp_path):
+    segment_slide(slide, tmp_path, model(), SegmentOptions(tile=128), network=oracle)
+    again = segment_slide(slide, tmp_path, model(), SegmentOptions(tile=256), network=oracle)
+    assert again.summary is None
+    assert again.n_computed == 0
+
+
+def test_what_is_not_ours_is_never_replaced(slide, tmp_path):
+    target = store_path(slide, tmp_path)
+    target.mkdir()
+    (target / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {"ome": {}}}')
+    with pytest.raises(StoreError, match="not written by nucleipan and is never replaced"):
+        segment_slide(slide, tmp_path, model(), SegmentOptions(overwrite=True), network=oracle)
+    assert "ome" in (target / "zarr.json").read_text()
+
+
+def test_two_processes_do_not_write_one_store(slide, tmp_path):
+    with exclusive(store_path(slide, tmp_path)), pytest.raises(StoreError, match="written by another process"):
+        segment_slide(slide, tmp_path, model(), network=oracle)
+    assert segment_slide(slide, tmp_path, model(), network=oracle).store.n_nuclei > 300
+    assert [p.name for p in tmp_path.iterdir()] == ["oracle.ome.zarr"], "no lock is left behind"
+
+
+def test_an_overruled_pixel_size_is_said(slide, tmp_path):
+    result = segment_slide(slide, tmp_path, model(), SegmentOptions(mpp=0.6), network=lambda x: oracle(x * 0 + 7 / 255))
+    assert [n.split(";")[0] for n in result.notes] == [
+        "says 0.5 um per pixel",
+        "has 0.6 um per pixel and was enlarged to the model's 0.5",
+    ]
+
+
 @pytest.mark.parametrize("roi", [Box(0, 0, 0, 0), Box(0, 0, 461, 10), Box(-1, 0, 10, 10), Box(20, 20, 10, 30)])
 def test_regions_outside_the_slide_are_refused(slide, tmp_path, roi):
     with pytest.raises(RegionError, match="expected Y0,X0,Y1,X1"):
@@ -196,27 +233,6 @@ def test_glass_is_skipped(tmp_path):
     assert (result.store.class_map()[:, 400:] == DEFAULT_CLASSES.by_name("background").id).all()
 
 
-def test_an_untrained_network_gives_the_same_nuclei_for_any_tile(tmp_path):
-    """The margin covers the network's reach: what it invents, it invents everywhere alike."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(40, 220, (60, 90, 3)).astype(np.uint8)
-    rgb = np.kron(coarse, np.ones((8, 8, 1), np.uint8))
-    path = tmp_path / "noise.tif"
-    tifffile.imwrite(path, rgb, photometric="rgb", resolution=(2e4, 2e4), resolutionunit=3)
-    torch.manual_seed(0)
-    untrained = model(margin=128)
-    with torch.no_grad():
-        untrained.network.train()(torch.rand(2, 3, 96, 96))
-    untrained.network.eval()
-    stores = [
-        segment_slide(path, tmp_path / str(tile), untrained, SegmentOptions(tile=tile)).store.instances()
-        for tile in (128, 1024)
-    ]
-    same = (stores[0] > 0) == (stores[1] > 0)
-    assert (stores[1] > 0).any()
-    assert same.mean() > 0.999
-
-
 def test_monai_users_add_their_own_transforms(slide):
     with open_slide(slide) as opened:
         view = at_mpp(opened, 0.5)
@@ -235,6 +251,6 @@ def test_monai_patch_inferer_takes_our_splitter(slide):
         view = at_mpp(opened, 0.5)
         inferer = PatchInferer(splitter=TileSplitter(256, 0), batch_size=1)
         mean = inferer(view, lambda x: x[:, :1] * 255)
-        assert mean.shape[-2:] == SHAPE or mean.shape[-2:] == (480, 704)
+        assert mean.shape[-2:] == SHAPE
         expected = view.read(Box(0, 0, 256, 256))[..., 0]
         np.testing.assert_allclose(mean[0, 0, :256, :256].numpy(), expected, atol=1e-3)

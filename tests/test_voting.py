@@ -17,8 +17,11 @@ def slow_vote(nucleus: np.ndarray, offsets: np.ndarray, config: VotingConfig) ->
     landing = {}
     votes = np.zeros((h, w), int)
     for y, x in zip(*np.nonzero(nucleus > config.threshold), strict=True):
-        ly = int(np.clip(y + np.floor(offsets[0, y, x] + 0.5), 0, h - 1))
-        lx = int(np.clip(x + np.floor(offsets[1, y, x] + 0.5), 0, w - 1))
+        ly, lx = y, x
+        for _ in range(config.jumps):
+            if nucleus[ly, lx] > config.threshold:
+                dy, dx = np.floor(offsets[:, ly, lx] + 0.5)
+                ly, lx = int(np.clip(ly + dy, 0, h - 1)), int(np.clip(lx + dx, 0, w - 1))
         landing[y, x] = ly, lx
         votes[ly, lx] += 1
     kernel = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1])
@@ -87,6 +90,7 @@ def random_maps(seed: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
 CASES = st.tuples(st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 24))
 CONFIGS = st.builds(
     VotingConfig,
+    jumps=st.integers(1, 4),
     peak_radius=st.integers(1, 5),
     reach=st.integers(1, 6),
     min_votes=st.integers(1, 4),
@@ -112,9 +116,6 @@ def test_largest_piece_of_each_instance(case, min_area):
     expected, old = slow_pieces(labels, min_area)
     got, kept = cpu.keep_largest_pieces(labels, min_area)
     np.testing.assert_array_equal(got, expected)
-    assert kept.tolist() == old
-    got, kept = tensor.keep_largest_pieces(torch.from_numpy(labels), min_area)
-    np.testing.assert_array_equal(got.numpy(), expected)
     assert kept.tolist() == old
 
 

@@ -33,13 +33,13 @@ DEEPEST_STRIDE = 32
 
 
 class Lite0Backbone(nn.Module):
-    """``float[B, 3, H, W]`` (H, W multiples of 32) -> one feature map per stage, coarsest last.
+    """``float[B, 3, H, W]`` (H, W multiples of 32) -> the output of each of the 16 blocks, coarsest last.
 
-    ``channels`` and ``strides`` describe the seven stages; several stages share a stride.
+    ``channels`` and ``strides`` describe the blocks, in order.
     """
 
-    channels = (16, 24, 40, 80, 112, 192, 320)
-    strides = (2, 4, 8, 16, 16, 32, 32)
+    channels = (16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320)
+    strides = (2, 4, 4, 8, 8, 16, 16, 16, 16, 16, 16, 32, 32, 32, 32, 32)
 
     def __init__(self, drop_connect: float = 0.1) -> None:
         super().__init__()
@@ -55,8 +55,9 @@ class Lite0Backbone(nn.Module):
         x = self.stem(x)  # [B, 32, H/2, W/2]
         features = []
         for stage in self.stages:
-            x = stage(x)
-            features.append(x)
+            for block in stage.children():
+                x = block(x)
+                features.append(x)
         return features
 
 

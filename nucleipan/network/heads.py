@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nucleipan.network.layers import conv3x3, separable3x3, upsample
+from nucleipan.network.layers import InvertedResidual, conv3x3, separable3x3, upsample
 
 #: Dilations (dy, dx) of the five branches of the dense prediction cell, in pixels of its level.
 Dilations = Sequence[tuple[int, int]]
@@ -90,9 +90,13 @@ class InstanceHead(nn.Module):
         centre of its nucleus.
     """
 
-    def __init__(self, channels: int, hidden: int, n_levels: int) -> None:
+    def __init__(self, channels: int, hidden: int, depths: Sequence[int]) -> None:
+        """``depths``: residual blocks at each level, finest first."""
         super().__init__()
-        self.refine = nn.ModuleList(separable3x3(channels, hidden) for _ in range(n_levels))
+        self.refine = nn.ModuleList(
+            nn.Sequential(*separable3x3(channels, hidden), *(InvertedResidual(hidden) for _ in range(depth)))
+            for depth in depths
+        )
         # A full convolution: here the border between touching nuclei is decided.
         self.combine = nn.Sequential(conv3x3(hidden, hidden), separable3x3(hidden, hidden))
         # Four sub-pixels of (logit, dy, dx) for each pixel of the finest level.

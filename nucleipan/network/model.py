@@ -1,6 +1,6 @@
 """PanopticNet: one backbone, two pyramids, two heads.
 
-The instance pyramid spans strides 2 to 16 and stops at the first stage of stride 16: a nucleus is decided within
+The instance pyramid spans strides 2 to 16 and stops early at stride 16: a nucleus is decided within about
 ``INSTANCE_REACH_PX`` pixels, so tiles with that margin yield the same nuclei as the whole slide in one piece.
 The semantic pyramid spans strides 4 to 32: tissue is told by its wider surroundings.
 """
@@ -22,8 +22,10 @@ from nucleipan.network.heads import InstanceHead, SemanticHead
 #: theory up to 138 pixels reach it, with vanishing weight).
 INSTANCE_REACH_PX = 128
 
-_INSTANCE_STAGES = (0, 1, 2, 3)
-_SEMANTIC_STAGES = (1, 2, 4, 6)
+# Blocks of the backbone that feed the pyramids. The instance pyramid's coarsest is the first block of 112 channels at
+# stride 16: without it too little of the backbone is left to tell touching nuclei apart, further blocks reach far.
+_INSTANCE_BLOCKS = (0, 2, 4, 8)
+_SEMANTIC_BLOCKS = (2, 4, 10, 15)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -56,6 +58,9 @@ class NetworkConfig(BaseModel):
 
     instance_channels: int = Field(48, ge=8, le=512)
     semantic_channels: int = Field(64, ge=8, le=512)
+    instance_depths: tuple[int, int, int, int] = Field(
+        (0, 2, 2, 0), description="residual blocks of the instance head at strides 2, 4, 8, 16"
+    )
     dilations: tuple[tuple[int, int], ...] = Field(
         ((1, 3), (1, 1), (3, 5), (4, 3), (3, 1)),
         min_length=5,
@@ -94,20 +99,20 @@ class PanopticNet(nn.Module):
     def forward(self, x: Tensor) -> HeadOutputs:
         _check_size(x)
         features = self.backbone((x - self.mean) / self.std)
-        nucleus, offsets = self.instance_head(self.instance_fpn([features[i] for i in _INSTANCE_STAGES]))
-        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in _SEMANTIC_STAGES]))
+        nucleus, offsets = self.instance_head(self.instance_fpn([features[i] for i in _INSTANCE_BLOCKS]))
+        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in _SEMANTIC_BLOCKS]))
         return HeadOutputs(semantic, nucleus, offsets)
 
 
 def build_network(config: NetworkConfig, classes: PanopticClasses) -> PanopticNet:
     """A PanopticNet with fresh weights for ``classes``."""
-    instance_in = [Lite0Backbone.channels[i] for i in _INSTANCE_STAGES]
-    semantic_in = [Lite0Backbone.channels[i] for i in _SEMANTIC_STAGES]
+    instance_in = [Lite0Backbone.channels[i] for i in _INSTANCE_BLOCKS]
+    semantic_in = [Lite0Backbone.channels[i] for i in _SEMANTIC_BLOCKS]
     return PanopticNet(
         backbone=Lite0Backbone(config.drop_connect),
         instance_fpn=TwoWayFpn(instance_in, config.instance_channels),
         semantic_fpn=TwoWayFpn(semantic_in, config.semantic_channels),
-        instance_head=InstanceHead(config.instance_channels, config.instance_channels, len(instance_in)),
+        instance_head=InstanceHead(config.instance_channels, config.instance_channels, config.instance_depths),
         semantic_head=SemanticHead(config.semantic_channels, config.semantic_channels, len(classes), config.dilations),
     )
 

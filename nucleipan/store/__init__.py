@@ -4,8 +4,17 @@
 Neither needs torch or monai.
 """
 
-from nucleipan.store.reader import PanopticStore
-from nucleipan.store.run import Run, open_or_resume, partial_path
+from nucleipan.store.reader import PanopticStore, is_own_store
+from nucleipan.store.run import Run, exclusive, open_or_resume, partial_path
 from nucleipan.store.spec import STORE_VERSION, StoreSpec
 
-__all__ = ["STORE_VERSION", "PanopticStore", "Run", "StoreSpec", "open_or_resume", "partial_path"]
+__all__ = [
+    "STORE_VERSION",
+    "PanopticStore",
+    "Run",
+    "StoreSpec",
+    "exclusive",
+    "is_own_store",
+    "open_or_resume",
+    "partial_path",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,6 +57,12 @@ class PanopticStore:
         missing += [] if (path / "nuclei.parquet").exists() else ["nuclei.parquet"]
         if missing:
             raise StoreError(f"{path} lacks {', '.join(missing)}; segment the slide again with --overwrite")
+        try:
+            pq.read_metadata(path / "nuclei.parquet")
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(
+                f"{path / 'nuclei.parquet'} is damaged; segment the slide again with --overwrite"
+            ) from error
         return cls(path, spec, attributes)
 
     @property
@@ -182,3 +189,12 @@ def _meets(bbox: pa.ChunkedArray, sides: np.ndarray) -> pa.ChunkedArray:
     xmin, ymin, xmax, ymax = (pc.struct_field(bbox, name) for name in ("xmin", "ymin", "xmax", "ymax"))
     across = pc.and_(pc.less(xmin, sides[2]), pc.greater(xmax, sides[0]))
     return pc.and_(across, pc.and_(pc.less(ymin, sides[3]), pc.greater(ymax, sides[1])))
+
+
+def is_own_store(path: Path) -> bool:
+    """Whether ``path`` is a finished store, whole or damaged, that nucleipan wrote."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_text()).get("attributes", {})
+    except (OSError, ValueError, AttributeError):
+        return False
+    return isinstance(attributes, dict) and "nucleipan" in attributes

@@ -18,14 +18,20 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from nucleipan.errors import StoreError
-from nucleipan.store.reader import PanopticStore
+from nucleipan.store.reader import PanopticStore, is_own_store
 from nucleipan.store.spec import StoreSpec
 
+# What a finished store no longer depends on: how it was tiled (the guarantee of stitching), and by which version.
+_SETTLED = frozenset({"core", "margin", "config.nucleipan"})
 _DO_OVER = "pass --overwrite to start anew, or choose another output folder"
 
 
@@ -74,6 +80,29 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the right to write the store ``path``; two processes would publish each other's half-written files.
+
+    Raises:
+        StoreError: another process holds it, or the folder cannot be written.
+    """
+    name = path.with_name(f".{path.name}.lock")
+    lock = FileLock(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreError(f"{path} is being written by another process; wait for it, or choose another --out") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written ({error.strerror or error}); choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        name.unlink(missing_ok=True)
+
+
 def open_or_resume(path: Path | str, spec: StoreSpec, overwrite: bool = False) -> Run:
     """Start a run that ends in the store ``path``, or take up one that was interrupted.
 
@@ -89,8 +118,10 @@ def open_or_resume(path: Path | str, spec: StoreSpec, overwrite: bool = False) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _recover(path, folder)
+        if path.exists() and not is_own_store(path):
+            raise StoreError(f"{path} was not written by nucleipan and is never replaced; choose another --out")
         if path.exists() and not overwrite:
-            _refuse_other(spec, PanopticStore.open(path).spec, path)
+            _refuse_other(spec, PanopticStore.open(path).spec, path, _SETTLED)
             return Run(path, spec, is_finished=True)
         is_resumed = _take_up(folder, spec, overwrite)
         (folder / "tiles").mkdir(parents=True, exist_ok=True)
@@ -134,8 +165,8 @@ def _take_up(folder: Path, spec: StoreSpec, overwrite: bool) -> bool:
     return True
 
 
-def _refuse_other(spec: StoreSpec, found: StoreSpec, path: Path) -> None:
-    differences = spec.differences(found)
+def _refuse_other(spec: StoreSpec, found: StoreSpec, path: Path, settled: frozenset[str] = frozenset()) -> None:
+    differences = [d for d in spec.differences(found) if d.partition(":")[0] not in settled]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise StoreError(f"{path} belongs to another run; {'; '.join(differences[:3])}{more}; {_DO_OVER}")

@@ -1,14 +1,16 @@
 """Centre voting: from a nucleus mask and offsets to instances.
 
-Every nucleus pixel jumps by its offset; landings are counted; local maxima of the smoothed count are centres; each
-pixel belongs to the nearest centre around its landing; of each instance the largest piece is kept::
+Every nucleus pixel jumps by its offset, and from where it lands again: offsets near the centre are the most exact, so
+a second and third jump gather what a first one scattered. Landings are counted; local maxima of the smoothed count are
+centres; each pixel belongs to the nearest centre around its landing; of each instance the largest piece is kept::
 
-    pixel --offset--> landing --histogram--> votes --smooth, local max--> centres
-    pixel --offset--> landing --nearest centre within reach--> instance --largest piece, minimum area--> nucleus
+    pixel --offsets--> landing --histogram--> votes --smooth, local max--> centres
+    pixel --offsets--> landing --nearest centre within reach--> instance --largest piece, minimum area--> nucleus
 
 Everything is integer arithmetic after the landing, and ties go to the position that comes first in raster order:
 the result is deterministic, independent of where a tile was cut (as long as it sees the nucleus whole), and
-the same in both implementations, ``cpu`` (numba, one thread, releases the GIL) and ``tensor`` (torch, for GPUs).
+the same in both implementations of the vote, ``cpu`` (numba, one thread, releases the GIL) and ``tensor`` (torch, for
+GPUs). Pieces are told apart on the CPU.
 The smoothing kernel is binomial, [1, 4, 6, 4, 1] in each axis.
 """
 
@@ -21,6 +23,7 @@ class VotingConfig(BaseModel):
     """Sizes in pixels of the working grid.
 
     Attributes:
+        jumps: how often a pixel follows the offset of where it is; a jump off all nuclei is its last.
         peak_radius: two centres are at least this far apart (in y or in x).
         reach: how far from its centre a pixel may land.
         min_votes: how high a centre must be, as the number of votes that reach it when all land in one point.
@@ -30,6 +33,7 @@ class VotingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    jumps: int = Field(3, ge=1, le=16)
     peak_radius: int = Field(4, ge=1, le=64)
     reach: int = Field(6, ge=1, le=64)
     min_votes: int = Field(3, ge=1)

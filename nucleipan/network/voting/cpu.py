@@ -20,7 +20,7 @@ def vote(nucleus: np.ndarray, offsets: np.ndarray, config: VotingConfig) -> np.n
     Returns:
         int32[h, w], 0 = none, else 1..n in raster order of the centres. An instance may have several pieces.
     """
-    landing, votes = _land(nucleus, offsets, np.float32(config.threshold))
+    landing, votes = _land(nucleus > np.float32(config.threshold), offsets, config.jumps)
     centres = _peaks(_smooth(votes), config.min_score, config.peak_radius)
     claims = _claim(centres, nucleus.shape[0], nucleus.shape[1], config.reach)
     return _follow(landing, claims)
@@ -42,18 +42,25 @@ def keep_largest_pieces(instances: np.ndarray, min_area: int) -> tuple[np.ndarra
 
 
 @njit(nogil=True, cache=True)
-def _land(nucleus, offsets, threshold):
-    h, w = nucleus.shape
+def _land(mask, offsets, n_jumps):
+    """Flat index where each pixel of the mask ends (-1 elsewhere), and how many end at each pixel."""
+    h, w = mask.shape
     landing = np.full((h, w), -1, np.int32)
     votes = np.zeros((h, w), np.int32)
+    half = np.float32(0.5)
     for y in range(h):
         for x in range(w):
-            if nucleus[y, x] > threshold:
+            if not mask[y, x]:
+                continue
+            v, u = y, x
+            for _ in range(n_jumps):
+                if not mask[v, u]:
+                    break
                 # The offset alone is rounded, so that the result does not depend on the tile's origin.
-                ly = min(max(y + np.int64(np.floor(offsets[0, y, x] + np.float32(0.5))), 0), h - 1)
-                lx = min(max(x + np.int64(np.floor(offsets[1, y, x] + np.float32(0.5))), 0), w - 1)
-                landing[y, x] = ly * w + lx
-                votes[ly, lx] += 1
+                dv, du = np.int64(np.floor(offsets[0, v, u] + half)), np.int64(np.floor(offsets[1, v, u] + half))
+                v, u = min(max(v + dv, 0), h - 1), min(max(u + du, 0), w - 1)
+            landing[y, x] = v * w + u
+            votes[v, u] += 1
     return landing, votes
 
 

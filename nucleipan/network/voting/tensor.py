@@ -19,7 +19,7 @@ def vote(nucleus: Tensor, offsets: Tensor, config: VotingConfig) -> Tensor:
     """As ``cpu.vote``: float[h, w] and float[2, h, w] -> int32[h, w]."""
     h, w = nucleus.shape
     mask = nucleus > config.threshold
-    landing = _landing(offsets.float())  # [h, w], flat index
+    landing = _landing(mask, offsets.float(), config.jumps)  # [h, w], flat index
     votes = torch.zeros(h * w, dtype=torch.int32, device=nucleus.device)
     hit = landing[mask]
     votes.index_add_(0, hit, torch.ones_like(hit, dtype=torch.int32))
@@ -28,33 +28,17 @@ def vote(nucleus: Tensor, offsets: Tensor, config: VotingConfig) -> Tensor:
     return torch.where(mask, claims[landing], 0).to(torch.int32)
 
 
-def keep_largest_pieces(instances: Tensor, min_area: int) -> tuple[Tensor, Tensor]:
-    """As ``cpu.keep_largest_pieces``."""
-    h, w = instances.shape
-    flat = instances.reshape(-1).long()
-    roots = _components(instances).reshape(-1)
-    inside = flat > 0
-    size = torch.zeros_like(flat).index_add_(0, roots[inside], torch.ones_like(flat)[inside])
-    first = torch.nonzero((roots == torch.arange(h * w, device=flat.device)) & inside & (size >= min_area))[:, 0]
-    # Of each old id the largest piece, the first one among equals: order by size, then by position, keep the top.
-    order = torch.argsort(size[first] * (h * w) + (h * w - 1 - first), descending=True)
-    ranked = first[order]
-    best = torch.full((int(flat.max()) + 1,), h * w, dtype=torch.long, device=flat.device)
-    rank = torch.full_like(best, len(ranked))
-    rank.scatter_reduce_(0, flat[ranked], torch.arange(len(ranked), device=flat.device), "amin")
-    chosen, _ = torch.sort(ranked[rank[rank < len(ranked)]])
-    new_id = torch.zeros_like(flat)
-    new_id[chosen] = torch.arange(1, len(chosen) + 1, device=flat.device)
-    out = torch.where(inside, new_id[roots.clamp(min=0)], 0).view(h, w).to(torch.int32)
-    return out, flat[chosen].to(torch.int32)
-
-
-def _landing(offsets: Tensor) -> Tensor:
+def _landing(mask: Tensor, offsets: Tensor, n_jumps: int) -> Tensor:
+    """int64[h, w], flat index where each pixel ends."""
     _, h, w = offsets.shape
     step = torch.floor(offsets + 0.5).long()
     y = (torch.arange(h, device=offsets.device)[:, None] + step[0]).clamp(0, h - 1)
     x = (torch.arange(w, device=offsets.device)[None, :] + step[1]).clamp(0, w - 1)
-    return y * w + x
+    here = torch.arange(h * w, device=offsets.device).view(h, w)
+    target = torch.where(mask, y * w + x, here).reshape(-1)  # off the nuclei a pixel stays where it is
+    for _ in range(n_jumps):
+        here = target[here]
+    return here
 
 
 def _smooth(votes: Tensor) -> Tensor:
@@ -88,24 +72,3 @@ def _claim(centres: Tensor, h: int, w: int, reach: int) -> Tensor:
     key = distance * (n + 1) + torch.arange(1, n + 1, device=centres.device)[:, None]
     best.scatter_reduce_(0, (y * w + x)[inside], key[inside], "amin")
     return torch.where(best == unclaimed, 0, best % (n + 1))
-
-
-def _components(labels: Tensor) -> Tensor:
-    """int64[h, w], flat index of the first pixel of each 4-connected piece of one value; -1 where it is 0."""
-    h, w = labels.shape
-    index = torch.arange(h * w, device=labels.device).view(h, w)
-    root = torch.where(labels > 0, index, -1)
-    same_y = (labels[1:] == labels[:-1]) & (labels[1:] > 0)
-    same_x = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] > 0)
-    while True:
-        before = root
-        root = root.clone()
-        for same, a, b in ((same_y, root[1:], root[:-1]), (same_x, root[:, 1:], root[:, :-1])):
-            low = torch.minimum(a, b)
-            a.copy_(torch.where(same, low, a))
-            b.copy_(torch.where(same, torch.minimum(low, b), b))
-        # Jump to the root's root: pieces merge in a logarithmic number of rounds.
-        flat = root.reshape(-1)
-        root = torch.where(root >= 0, flat[flat.clamp(min=0)].view(h, w), -1)
-        if torch.equal(root, before):
-            return root
