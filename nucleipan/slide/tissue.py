@@ -2,9 +2,10 @@
 
 Half of a typical slide is glass, and segmenting it is wasted time. At a few micrometres per pixel tissue differs from
 glass in that it absorbs light in at least one channel: the optical density of the darkest channel sees both dark
-nuclei and pale eosin. The threshold is Otsu's, kept within bounds: a slide full of tissue or empty of it has no two
-classes to tell apart. Missing tissue costs nuclei, keeping glass costs only time, so the mask errs on the side of
-tissue: it is smoothed, holes are filled up to the size of fat cells, and it is grown by 50 um.
+nuclei and pale eosin. Missing tissue costs nuclei, keeping glass costs only time, so the threshold is low, just above
+the noise of glass: the walls of fat cells, thinner than a pixel of the mask, absorb little more. (Otsu's threshold,
+between dense tissue and the rest, lost four fifths of a field of fat.) The density is smoothed first and the mask grown
+by 50 um.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nucleipan.geometry import Box
 from nucleipan.slide.view import SlideView, at_mpp
 
 _GROW_UM = 50.0
-_MIN_DENSITY, _MAX_DENSITY = 0.035, 0.10
+_MIN_DENSITY = 0.015
 _BLOCK = 512
 
 
@@ -66,9 +67,8 @@ def tissue_mask(view: SlideView, mpp: float = 8.0) -> TissueMask:
     low = at_mpp(view.slide, max(mpp, view.mpp), slide_mpp=view.mpp / view.level0_per_pixel)
     density = _density(low)
     glass = ndimage.gaussian_filter(density, sigma=8.0 / low.mpp)
-    threshold = float(np.clip(_otsu(glass), _MIN_DENSITY, _MAX_DENSITY))
     radius = max(1, round(_GROW_UM / low.mpp))
-    grown = ndimage.maximum_filter(glass > threshold, size=2 * radius + 1)
+    grown = ndimage.maximum_filter(glass > _MIN_DENSITY, size=2 * radius + 1)
     return TissueMask(grown, low.level0_per_pixel / view.level0_per_pixel, low.mpp, view.shape)
 
 
@@ -85,15 +85,3 @@ def _density(view: SlideView) -> np.ndarray:
         white = np.clip(np.percentile(rgb[..., channel], 99), 225, 255)
         np.maximum(out, np.log10(white / values).astype(np.float32)[rgb[..., channel]], out=out)
     return out
-
-
-def _otsu(values: np.ndarray) -> float:
-    """Otsu's threshold (IEEE Trans. SMC 9, 1979) on 256 bins from 0 to 1 optical density."""
-    counts, edges = np.histogram(np.clip(values, 0, 1), bins=256, range=(0, 1))
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
-    mean_above = (np.sum(counts * centres) - np.cumsum(counts * centres)) / np.maximum(above, 1)
-    between = below.astype(float) * above * (mean_below - mean_above) ** 2
-    return float(edges[int(np.argmax(between)) + 1])
