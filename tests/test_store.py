@@ -106,7 +106,7 @@ def test_a_finished_store_says_so(finished: PanopticStore) -> None:
 def test_something_else_under_the_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "slide.ome.zarr"
     path.mkdir()
-    with pytest.raises(StoreError, match="no zarr group"):
+    with pytest.raises(StoreError, match="not written by nucleipan"):
         open_or_resume(path, SPEC)
 
 
