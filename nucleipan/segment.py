@@ -190,10 +190,12 @@ def _compute_tiles(run: Run, view: SlideView, context: StitchContext, stages: _S
     tissue = tissue_mask(view)
     done = {(t.row, t.col) for t in finished_tiles(run.tiles_folder, context.grid)}
     todo = [t for t in context.grid if (t.row, t.col) not in done]
-    empty = [t for t in todo if not tissue.any_in(t.outer)]
-    busy = [t for t in todo if tissue.any_in(t.outer)]
-    for tile in empty:
-        write_record(run.tiles_folder, tile_record(_glass(tile, stages.info.classes), context))
+    busy = []
+    for tile in todo:
+        if tissue.any_in(tile.outer):
+            busy.append(tile)
+        else:
+            write_record(run.tiles_folder, tile_record(_glass(tile, stages.info.classes), context))
     n_before = len(context.grid) - len(busy)
     progress(n_before, len(context.grid), "segmenting")
     transform = stages.transform(view) if stages.transform else None
@@ -228,7 +230,7 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _U], items: Iterabl
 
 def _decode(tile: Tile, outputs: HeadOutputs, tissue: TissueMask, mpp: float, info: ModelInfo) -> PanopticTile:
     """Decode, with glass settled by the tissue mask: whether a tile was skipped must not show in the result."""
-    on_tissue = _cut_mask(tissue, tile.outer)
+    on_tissue = tissue.cut(tile.outer)
     if on_tissue.all():
         return decode_tile(outputs, tile, info.classes, mpp, info.decode)
     h, w = tile.outer.shape
@@ -240,13 +242,6 @@ def _decode(tile: Tile, outputs: HeadOutputs, tissue: TissueMask, mpp: float, in
     )
     panoptic.stuff[~on_tissue] = glass_id(info.classes)
     return panoptic
-
-
-def _cut_mask(tissue: TissueMask, box: Box) -> np.ndarray:
-    """bool[h, w], the mask at the view's resolution."""
-    rows = ((np.arange(box.y0, box.y1) + 0.5) / tissue.scale).astype(int).clip(0, tissue.mask.shape[0] - 1)
-    cols = ((np.arange(box.x0, box.x1) + 0.5) / tissue.scale).astype(int).clip(0, tissue.mask.shape[1] - 1)
-    return tissue.mask[np.ix_(rows, cols)]
 
 
 def _glass(tile: Tile, classes: PanopticClasses) -> PanopticTile:

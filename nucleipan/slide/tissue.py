@@ -49,6 +49,14 @@ class TissueMask:
         h, w = self.mask.shape
         return bool(self.mask[min(here.y0, h - 1) : here.y1, min(here.x0, w - 1) : here.x1].any())
 
+    def cut(self, box: Box) -> np.ndarray:
+        """bool[h, w], the mask over ``box`` at the view's resolution: each pixel takes what its centre lies in."""
+        rows, cols = (
+            ((np.arange(start, stop) + 0.5) / self.scale).astype(int).clip(0, n - 1)
+            for start, stop, n in zip((box.y0, box.x0), (box.y1, box.x1), self.mask.shape, strict=True)
+        )
+        return self.mask[np.ix_(rows, cols)]
+
     @property
     def fraction(self) -> float:
         """Share of the view that is tissue."""

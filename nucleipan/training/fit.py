@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,10 +55,10 @@ class TrainState:
         )
         _write_at_once(folder / "state.json", lambda p: p.write_text(json.dumps({"step": self.step})))
 
-    def restore(self, folder: Path) -> bool:
+    def restore(self, folder: Path) -> None:
         """Continue from ``folder`` if it holds a state."""
         if not (folder / "state.json").is_file():
-            return False
+            return
         tensors = load_file(folder / "state.safetensors")
         self.network.load_state_dict(_with_prefix(tensors, "network."))
         self.average.module.load_state_dict(_with_prefix(tensors, "average."))
@@ -70,11 +70,12 @@ class TrainState:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.step = json.loads((folder / "state.json").read_text())["step"]
         self.average.n_averaged.fill_(self.step)
-        return True
 
 
-def read_samples(config: TrainConfig, split: str, covers: CoverTable) -> dict[str, list[Sample]]:
-    """Samples of every source by folder.
+def read_samples(
+    config: TrainConfig, split: str, covers: CoverTable, only: Collection[str] | None = None
+) -> dict[str, list[Sample]]:
+    """Samples by folder, of every source or of those whose folder is in ``only``.
 
     Raises:
         DataError: the splits file lacks a source, or a source is inconsistent.
@@ -83,7 +84,11 @@ def read_samples(config: TrainConfig, split: str, covers: CoverTable) -> dict[st
     missing = [s.folder for s in config.sources if s.folder not in splits]
     if missing:
         raise DataError(f"{config.splits}: no split for {', '.join(missing)}; found {', '.join(splits)}")
-    return {s.folder: read_source(s, config.data_root, splits[s.folder][split], covers) for s in config.sources}
+    return {
+        s.folder: read_source(s, config.data_root, splits[s.folder][split], covers)
+        for s in config.sources
+        if only is None or s.folder in only
+    }
 
 
 def fit(config: TrainConfig, classes: PanopticClasses, device: torch.device) -> TrainState:
@@ -95,7 +100,7 @@ def fit(config: TrainConfig, classes: PanopticClasses, device: torch.device) -> 
     state = _initial_state(config, classes, device)
     state.restore(config.output)
     batches = _batches(config, samples, covers, state.step)
-    judged = {k: v for k, v in read_samples(config, "val", covers).items() if k in config.validate_on}
+    judged = read_samples(config, "val", covers, only=config.validate_on)
 
     def validate() -> dict[str, float]:
         network = InferenceNetwork(cast(PanopticNet, state.average.module), device)
