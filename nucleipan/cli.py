@@ -179,12 +179,14 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Train a model; a run that was interrupted continues."""
-    from nucleipan.classes import DEFAULT_CLASSES
     from nucleipan.config import load_train_config
-    from nucleipan.network.inference import choose_device
-    from nucleipan.training.fit import train_model
+    from nucleipan.errors import ConfigError
 
-    path = train_model(load_train_config(config, set_ or ()), DEFAULT_CLASSES, choose_device(device))
+    try:
+        from nucleipan.training.fit import train_model
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"training needs the package {error.name}; pip install 'nucleipan[train]'") from error
+    path = train_model(load_train_config(config, set_ or ()), device)
     print(f"weights: {path}")
 
 

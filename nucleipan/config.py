@@ -24,7 +24,8 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Args:
         path: YAML file.
-        overrides: ``key=value`` with dots for nesting, e.g. ``schedule.steps=100``; values are YAML.
+        overrides: ``key=value`` with dots for nesting and numbers for entries of lists: ``schedule.steps=100``,
+            ``sources.0.weight=2``. Values are YAML.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping, or a key is unknown or has a wrong value.
@@ -61,15 +62,24 @@ def _set(document: dict[str, Any], override: str) -> None:
     if not sign or not key:
         raise ConfigError(f"--set {override}: expected key=value, e.g. schedule.steps=100")
     *parents, last = key.split(".")
+    place: Any = document
     for parent in parents:
-        document = document.setdefault(parent, {})
-        if not isinstance(document, dict):
+        place = place[_index(override, parent, place)] if isinstance(place, list) else place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
             raise ConfigError(f"--set {override}: {parent} is a value, not a group of keys")
-    document[last] = yaml.safe_load(value)
+    place[_index(override, last, place) if isinstance(place, list) else last] = yaml.safe_load(value)
+
+
+def _index(override: str, text: str, items: list[Any]) -> int:
+    if not text.isdecimal() or int(text) >= len(items):
+        raise ConfigError(f"--set {override}: {text} is no entry of a list of {len(items)}; entries count from 0")
+    return int(text)
 
 
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
+    if not where:  # a contradiction between keys
+        return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] != "extra_forbidden":
         return f"{where}: {error['msg']} (found {error['input']!r})"
     known = _known_keys()

@@ -33,18 +33,21 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "geometry", "classes"}),  # values
     frozenset({"tiles", "ngff"}),  # arithmetic and documents
     frozenset({"slide", "panoptic", "polygons", "synthetic", "sample"}),  # images in, tiles out
-    frozenset({"network", "transforms", "stitch", "store", "metrics"}),  # one job each, unaware of the others
+    frozenset(
+        {"network", "transforms", "stitch", "store", "metrics", "datasets"}
+    ),  # one job each, unaware of the others
     frozenset({"segment", "evaluate", "exports", "overlay", "describe", "training"}),  # jobs put together
     frozenset({"config"}),
     frozenset({"batch", "cli"}),
 )
 # In each chain, a unit may import those before it.
-CHAINS = (("errors", "geometry", "classes"), ("synthetic", "sample"), ("batch", "cli"))
+CHAINS = (("errors", "geometry", "classes"), ("synthetic", "sample"), ("overlay", "training"), ("batch", "cli"))
 
 NUMPY_ONLY = LAYERS[0] | LAYERS[1]
 MAY_IMPORT = {
     "torch": {"network", "transforms", "segment", "training"},
     "monai": {"network", "transforms", "segment", "training"},
+    "pytorch_lightning": {"training"},
     "yaml": {"config"},
     "typer": {"cli"},
 }

@@ -73,7 +73,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def write_model(path: Path, seed: int) -> Path:
-    config = NetworkConfig(instance_channels=8, semantic_channels=8)
+    config = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
     torch.manual_seed(seed)
     network = build_network(config, DEFAULT_CLASSES).eval()
     with torch.no_grad():

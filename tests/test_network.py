@@ -12,7 +12,7 @@ from nucleipan.errors import ModelError
 from nucleipan.network.inference import InferenceNetwork, best_dtype, choose_device, fold_batch_norm
 from nucleipan.network.model import INSTANCE_REACH_PX, NetworkConfig, PanopticNet, build_network
 
-TINY = NetworkConfig(instance_channels=8, semantic_channels=8)
+TINY = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def oracle(image: Tensor) -> HeadOutputs:
 
 def model(name: str = "oracle", margin: int = 32) -> Model:
     decode = DecodeConfig(voting=VotingConfig(peak_radius=4, reach=4, min_votes=1, min_area=1), min_stuff_um2=0)
-    config = NetworkConfig(instance_channels=8, semantic_channels=8)
+    config = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
     info = ModelInfo(name, 0.5, margin, DEFAULT_CLASSES, config, decode, "none", (), sha256=name)
     return Model(info, build_network(config, DEFAULT_CLASSES))
 

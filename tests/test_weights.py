@@ -15,7 +15,7 @@ from nucleipan.network.fusion import DecodeConfig
 from nucleipan.network.model import NetworkConfig, build_network
 from nucleipan.network.weights import ModelInfo, load_model, read_model_info, save_model
 
-TINY = NetworkConfig(instance_channels=8, semantic_channels=8)
+TINY = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_tensors_that_do_not_fit(weights, change, match):
         (lambda h: h | {"mpp": float("nan")}, "mpp"),
         (lambda h: {k: v for k, v in h.items() if k != "mpp"}, "malformed"),
         (lambda h: h | {"network": {"layers": 9}}, "malformed"),
-        (lambda h: h | {"network": {"instance_channels": 10**9}}, "malformed"),
+        (lambda h: h | {"network": {"semantic_channels": 10**9}}, "malformed"),
     ],
 )
 def test_headers_that_do_not_fit(weights, change, match):

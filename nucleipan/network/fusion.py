@@ -58,11 +58,12 @@ def decode_tile(
 
     probabilities = _thing_probabilities(instances, softmax(things, 0), stride)  # [n + 1, T], row 0 unused
     class_of = probabilities.argmax(1).astype(np.int32)
-    _give_back_pixels(instances, nucleus, things, class_of, stuff.max(0), stride)
+    stuff_plane = np.zeros((h, w), np.uint8)
+    if len(stuff):  # a model of nuclei alone leaves everything else void
+        _give_back_pixels(instances, nucleus, things, class_of, stuff.max(0), stride)
+        labels = absorb_islands(stuff, max(1, round(config.min_stuff_um2 / (mpp * stride) ** 2)))
+        stuff_plane = classes.stuff_ids[_upsample_argmax(stuff, labels, stride, h, w)]
     instances, kept = cpu.keep_largest_pieces(instances, config.voting.min_area)
-
-    labels = absorb_islands(stuff, max(1, round(config.min_stuff_um2 / (mpp * stride) ** 2)))
-    stuff_plane = classes.stuff_ids[_upsample_argmax(stuff, labels, stride, h, w)]
     return PanopticTile(tile, stuff_plane, instances, probabilities[kept], _mean_score(instances, nucleus, len(kept)))
 
 

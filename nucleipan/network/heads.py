@@ -12,11 +12,12 @@ fine levels only, so that its receptive field, and with it the margin a tile nee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from nucleipan.network.layers import InvertedResidual, conv3x3, separable3x3, upsample
+from nucleipan.network.layers import conv1x1, conv3x3, separable3x3, upsample
 
 #: Dilations (dy, dx) of the five branches of the dense prediction cell, in pixels of its level.
 Dilations = Sequence[tuple[int, int]]
@@ -83,29 +84,36 @@ class SemanticHead(nn.Module):
 
 
 class InstanceHead(nn.Module):
-    """Pyramid levels of strides (2, 4, ...) -> nucleus logit and offsets at stride 1.
+    """Backbone features of strides (2, 4, 8, 16) -> nucleus logit and offsets at stride 1.
+
+    A U-Net decoder (Ronneberger et al., arXiv 1505.04597): coarse features are narrowed, upsampled, set beside the
+    finer ones and mixed by two full 3x3 convolutions; borders between touching nuclei are decided here.
 
     Returns:
         ``float[B, 1, H, W]`` nucleus logit; ``float[B, 2, H, W]`` offset (dy, dx) in pixels from a pixel to the
         centre of its nucleus.
     """
 
-    def __init__(self, channels: int, hidden: int, depths: Sequence[int]) -> None:
-        """``depths``: residual blocks at each level, finest first."""
+    def __init__(self, in_channels: Sequence[int], channels: Sequence[int]) -> None:
+        """``in_channels`` of the features and ``channels`` of the decoder, both finest first."""
         super().__init__()
-        self.refine = nn.ModuleList(
-            nn.Sequential(*separable3x3(channels, hidden), *(InvertedResidual(hidden) for _ in range(depth)))
-            for depth in depths
+        coarser = [*channels[1:], 0]
+        self.narrow = nn.ModuleList(conv1x1(c, n) for n, c in pairwise(channels))
+        self.mix = nn.ModuleList(
+            nn.Sequential(conv3x3(skip + (n if c else 0), n), conv3x3(n, n))
+            for skip, n, c in zip(in_channels, channels, coarser, strict=True)
         )
-        # A full convolution: here the border between touching nuclei is decided.
-        self.combine = nn.Sequential(conv3x3(hidden, hidden), separable3x3(hidden, hidden))
-        # Four sub-pixels of (logit, dy, dx) for each pixel of the finest level.
-        self.predict = nn.Conv2d(hidden, 12, 1)
+        # Four sub-pixels of (logit, dy, dx) for each pixel of the finest level, alike at first: no checkerboard.
+        self.predict = nn.Conv2d(channels[0], 12, 1)
+        with torch.no_grad():
+            self.predict.weight.copy_(self.predict.weight[::4].repeat_interleave(4, dim=0))
         self.to_pixels = nn.PixelShuffle(2)
 
-    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        x = self.refine[-1](levels[-1])
-        for refine, level in zip(reversed(self.refine[:-1]), reversed(levels[:-1]), strict=True):
-            x = refine(level) + upsample(x, 2)  # [B, hidden, H/2^i, W/2^i]
-        out = self.to_pixels(self.predict(self.combine(x)))  # [B, 3, H, W]
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        x = self.mix[-1](features[-1])
+        for i in range(len(features) - 2, -1, -1):
+            x = self.mix[i](
+                torch.cat([upsample(self.narrow[i](x), 2), features[i]], 1)
+            )  # [B, channels[i], H/2^i, W/2^i]
+        out = self.to_pixels(self.predict(x))  # [B, 3, H, W]
         return out[:, :1], out[:, 1:] * _OFFSET_UNIT_PX

@@ -8,6 +8,7 @@ The semantic pyramid spans strides 4 to 32: tissue is told by its wider surround
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,16 +52,18 @@ class HeadOutputs:
         return self.nucleus.shape[-1] // self.semantic.shape[-1]
 
 
+Width = Annotated[int, Field(ge=8, le=512)]
+
+
 class NetworkConfig(BaseModel):
     """Size of a PanopticNet. Channel counts are those of EfficientPS divided by four."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instance_channels: int = Field(48, ge=8, le=512)
-    semantic_channels: int = Field(64, ge=8, le=512)
-    instance_depths: tuple[int, int, int, int] = Field(
-        (0, 2, 2, 0), description="residual blocks of the instance head at strides 2, 4, 8, 16"
+    instance_channels: tuple[Width, Width, Width, Width] = Field(
+        (40, 64, 96, 128), description="of the instance head at strides 2, 4, 8, 16"
     )
+    semantic_channels: Width = 64
     dilations: tuple[tuple[int, int], ...] = Field(
         ((1, 3), (1, 1), (3, 5), (4, 3), (3, 1)),
         min_length=5,
@@ -82,14 +85,12 @@ class PanopticNet(nn.Module):
     def __init__(
         self,
         backbone: Lite0Backbone,
-        instance_fpn: TwoWayFpn,
         semantic_fpn: TwoWayFpn,
         instance_head: InstanceHead,
         semantic_head: SemanticHead,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.instance_fpn = instance_fpn
         self.semantic_fpn = semantic_fpn
         self.instance_head = instance_head
         self.semantic_head = semantic_head
@@ -99,7 +100,7 @@ class PanopticNet(nn.Module):
     def forward(self, x: Tensor) -> HeadOutputs:
         _check_size(x)
         features = self.backbone((x - self.mean) / self.std)
-        nucleus, offsets = self.instance_head(self.instance_fpn([features[i] for i in _INSTANCE_BLOCKS]))
+        nucleus, offsets = self.instance_head([features[i] for i in _INSTANCE_BLOCKS])
         semantic = self.semantic_head(self.semantic_fpn([features[i] for i in _SEMANTIC_BLOCKS]))
         return HeadOutputs(semantic, nucleus, offsets)
 
@@ -110,9 +111,8 @@ def build_network(config: NetworkConfig, classes: PanopticClasses) -> PanopticNe
     semantic_in = [Lite0Backbone.channels[i] for i in _SEMANTIC_BLOCKS]
     return PanopticNet(
         backbone=Lite0Backbone(config.drop_connect),
-        instance_fpn=TwoWayFpn(instance_in, config.instance_channels),
         semantic_fpn=TwoWayFpn(semantic_in, config.semantic_channels),
-        instance_head=InstanceHead(config.instance_channels, config.instance_channels, config.instance_depths),
+        instance_head=InstanceHead(instance_in, config.instance_channels),
         semantic_head=SemanticHead(config.semantic_channels, config.semantic_channels, len(classes), config.dilations),
     )
 

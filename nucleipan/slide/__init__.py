@@ -5,12 +5,14 @@ with a single pixel size; ``tissue_mask`` says where on it there is anything to 
 """
 
 from nucleipan.slide._types import Level, Slide
+from nucleipan.slide.flat import ArraySlide
 from nucleipan.slide.info import describe
 from nucleipan.slide.opening import is_slide, open_slide
 from nucleipan.slide.tissue import TissueMask, tissue_mask
 from nucleipan.slide.view import SlideView, at_mpp
 
 __all__ = [
+    "ArraySlide",
     "Level",
     "Slide",
     "SlideView",

@@ -24,36 +24,23 @@ def is_flat(head: bytes) -> bool:
     return head.startswith((PNG_MAGIC, JPEG_MAGIC))
 
 
-class FlatSlide:
-    """A ``Slide`` of a PNG or JPEG file. Such files carry no pixel size that could be trusted: ``mpp`` is None.
+class ArraySlide:
+    """A ``Slide`` of one level whose pixels are already in memory: uint8[h, w, 3], RGB.
 
-    Raises:
-        SlideError: damaged, truncated, too large to decode in one piece, or not 8-bit.
+    ``path`` is what errors call it. Reading gives copies.
     """
 
-    mpp: float | None = None
     objective: float | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, pixels: np.ndarray, *, mpp: float | None = None, format: str = "array", compression: str = ""
+    ) -> None:
         self.path = path
-        if path.stat().st_size > 4 * MAX_DECODED_PIXELS:
-            raise SlideError(f"{path}: is too large for a flat image; convert it to a tiled pyramidal TIFF")
-        data = path.read_bytes()
-        is_png = data.startswith(PNG_MAGIC)
-        self.format: str = "PNG" if is_png else "JPEG"
-        self.compression: str | None = "deflate" if is_png else "JPEG"
-        claimed = claimed_shape(data)
-        if claimed is None or (not is_png and not _reaches_end(data)):
-            raise SlideError(f"{path}: the {self.format} ends in the middle; copy or download it again")
-        check_decodable(path, *claimed, "an image")
-        try:
-            pixels = imagecodecs.png_decode(data) if is_png else imagecodecs.jpeg_decode(data)
-        except Exception as error:  # codecs raise whatever they like on damaged bytes
-            raise SlideError(f"{path}: the {self.format} cannot be decoded ({reason(error)}); it is damaged") from error
-        if not is_png and pixels.shape[2:] not in ((), (3,)):
-            raise SlideError(f"{path}: is a JPEG of {pixels.shape[2]} inks; expected RGB or grey; convert it to RGB")
-        self._pixels: np.ndarray | None = to_rgb(path, pixels)
-        self.levels: tuple[Level, ...] = make_levels(path, [self._pixels.shape[:2]])
+        self.format = format
+        self.mpp = mpp
+        self.compression: str | None = compression or None
+        self.levels: tuple[Level, ...] = make_levels(path, [pixels.shape[:2]])
+        self._pixels: np.ndarray | None = pixels
 
     def read(self, level: int, box: Box) -> np.ndarray:
         check_region(self, level, box)
@@ -71,6 +58,30 @@ class FlatSlide:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def open_flat(path: Path) -> ArraySlide:
+    """Decode a PNG or JPEG file. Such files carry no pixel size that could be trusted: ``mpp`` is None.
+
+    Raises:
+        SlideError: damaged, truncated, too large to decode in one piece, or not 8-bit.
+    """
+    if path.stat().st_size > 4 * MAX_DECODED_PIXELS:
+        raise SlideError(f"{path}: is too large for a flat image; convert it to a tiled pyramidal TIFF")
+    data = path.read_bytes()
+    is_png = data.startswith(PNG_MAGIC)
+    name = "PNG" if is_png else "JPEG"
+    claimed = claimed_shape(data)
+    if claimed is None or (not is_png and not _reaches_end(data)):
+        raise SlideError(f"{path}: the {name} ends in the middle; copy or download it again")
+    check_decodable(path, *claimed, "an image")
+    try:
+        pixels = imagecodecs.png_decode(data) if is_png else imagecodecs.jpeg_decode(data)
+    except Exception as error:  # codecs raise whatever they like on damaged bytes
+        raise SlideError(f"{path}: the {name} cannot be decoded ({reason(error)}); it is damaged") from error
+    if not is_png and pixels.shape[2:] not in ((), (3,)):
+        raise SlideError(f"{path}: is a JPEG of {pixels.shape[2]} inks; expected RGB or grey; convert it to RGB")
+    return ArraySlide(path, to_rgb(path, pixels), format=name, compression="deflate" if is_png else "JPEG")
 
 
 def _reaches_end(data: bytes) -> bool:

@@ -11,7 +11,7 @@ from nucleipan.errors import SlideError
 from nucleipan.slide._tiff_pages import UnsupportedTiffError
 from nucleipan.slide._types import Slide
 from nucleipan.slide.dicom import DicomSlide, dicom_files, is_dicom
-from nucleipan.slide.flat import FlatSlide, is_flat
+from nucleipan.slide.flat import is_flat, open_flat
 from nucleipan.slide.omezarr import OmeZarrSlide, is_ome_zarr
 from nucleipan.slide.openslide import OpenSlideSlide, detect_vendor
 from nucleipan.slide.tiff import TiffSlide
@@ -44,7 +44,7 @@ def open_slide(path: str | Path) -> Slide:
             if vendor is None:
                 raise
     if is_flat(head) and vendor is None:
-        return FlatSlide(path)
+        return open_flat(path)
     if is_dicom(head):
         return _open_dicom([path], path, vendor)
     if vendor is not None:

@@ -1,8 +1,9 @@
 """From an annotated image to a training crop: MONAI dict transforms, ours where MONAI has none.
 
-Keys: ``image`` float[3, h, w] in [0, 1], ``ids`` int[1, h, w], ``cover`` int[1, h, w]. Geometry is done first and
-once (crop and scale in one resampling, ids and codes by nearest neighbour, so none is ever invented), then
-flips and quarter turns, then colour.
+Keys: ``image`` float[3, h, w] in [0, 1]; ``ids``, ``cover`` int[1, h, w]; ``seen`` int[1, h, w], 0 where a crop reaches
+over its image. Geometry comes first: crop and scale in one resampling, flips and quarter turns, elastic deformation.
+Ids and codes go by nearest neighbour, so none is ever invented; ids are small (they were renumbered when read), so
+that float32, in which MONAI resamples, holds them exactly. Then colour.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.transforms import (
     Compose,
     MapTransform,
+    Rand2DElasticd,
     RandFlipd,
     RandGaussianNoised,
+    RandGaussianSmoothd,
     RandomizableTransform,
     RandRotate90d,
     RandSimulateLowResolutiond,
@@ -60,8 +64,8 @@ class RandScaledCropd(RandomizableTransform):
             plane = data[key][window][None].float()
             plane = F.interpolate(plane, (n_y, n_x), mode="nearest-exact")[0]
             out[key] = F.pad(plane, (0, self.size - n_x, 0, self.size - n_y)).long()
-        seen = torch.zeros(1, self.size, self.size, dtype=torch.bool)
-        seen[:, :n_y, :n_x] = True
+        seen = torch.zeros(1, self.size, self.size, dtype=torch.uint8)
+        seen[:, :n_y, :n_x] = 1
         out["seen"] = seen
         return out
 
@@ -94,6 +98,27 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         return out
 
 
+class RandJpegd(RandomizableTransform, MapTransform):
+    """Compress to JPEG with 4:2:0 chroma at a random quality, as scanners and archives do."""
+
+    def __init__(self, keys: str, quality: tuple[int, int], prob: float) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.quality = quality
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return out
+        level = int(self.R.randint(self.quality[0], self.quality[1] + 1))
+        for key in self.key_iterator(out):
+            pixels = (torch.as_tensor(out[key]).permute(1, 2, 0).clamp(0, 1) * 255).round().byte().contiguous().numpy()
+            pixels = imagecodecs.jpeg_decode(imagecodecs.jpeg_encode(pixels, level=level, subsampling="420"))
+            out[key] = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+        return out
+
+
 def training_transform(crop: int, mpp: float, config: AugmentationConfig) -> Compose:
     """The random chain from a loaded sample to a crop, as a MONAI ``Compose``."""
     keys = ["image", *_LABELS, "seen"]
@@ -103,6 +128,14 @@ def training_transform(crop: int, mpp: float, config: AugmentationConfig) -> Com
             RandFlipd(keys, prob=0.5, spatial_axis=0),
             RandFlipd(keys, prob=0.5, spatial_axis=1),
             RandRotate90d(keys, prob=0.5),
+            Rand2DElasticd(
+                keys,
+                spacing=(32, 32),
+                magnitude_range=(1, 3),
+                prob=config.elastic,
+                mode=["bilinear", *["nearest"] * (len(keys) - 1)],
+                padding_mode=["reflection", *["zeros"] * (len(keys) - 1)],  # what comes from outside is unknown
+            ),
             RandStainJitterd("image", config.stain),
             RandSimulateLowResolutiond(
                 "image",
@@ -111,7 +144,9 @@ def training_transform(crop: int, mpp: float, config: AugmentationConfig) -> Com
                 downsample_mode="area",
                 upsample_mode="bilinear",
             ),
+            RandGaussianSmoothd("image", sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2), prob=config.blur),
             RandGaussianNoised("image", prob=config.noise, std=0.03),
+            RandJpegd("image", (40, 95), prob=config.jpeg),
         ],
         map_items=False,
     )

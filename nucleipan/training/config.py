@@ -1,4 +1,4 @@
-"""One training run, described whole: network, classes of the data, mixture, schedule.
+"""One training run, described whole: classes, data and what their codes mean, network, losses, schedule.
 
 A *code* is what a data set's annotators wrote; it covers one class of ours or several ("stroma, which here holds
 muscle too"), and what no code says is unknown, never background.
@@ -6,11 +6,14 @@ muscle too"), and what no code says is unknown, never background.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nucleipan.classes import PanopticClass, PanopticClasses
+from nucleipan.datasets import Layout
 from nucleipan.network.fusion import DecodeConfig
 from nucleipan.network.model import NetworkConfig
 
@@ -19,71 +22,112 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ClassConfig(_Frozen):
+    name: str
+    is_thing: bool = Field(description="a kind of nucleus; else a kind of tissue")
+    color: tuple[int, int, int] = Field(description="sRGB, 0-255")
+
+
 class SourceConfig(_Frozen):
     """One data set.
 
-    ``kind`` says how it is laid out below ``folder``:
-
-    - ``nuclei``: ``images/``, ``labels/`` (instance ids), optionally ``classes/*.json``; ``codes`` maps the JSON's
-      class numbers.
-    - ``tissue``: ``images/``, ``labels/`` (a code per pixel); ``codes`` maps pixel codes, others are unknown.
-    - ``texture``: one subfolder per class, the whole image is that class; ``codes`` maps subfolder names.
+    Which images train and which validate: ``train`` and ``val`` if given, else the run's ``splits`` file, else a
+    share of the images (``validation``).
     """
 
     folder: str
-    kind: Literal["nuclei", "tissue", "texture"]
+    layout: Layout = Field(description="how the files are laid out; see nucleipan.datasets")
     mpp: float = Field(gt=0, description="micrometres per pixel of the images")
-    weight: float = Field(ge=0, description="share of the samples drawn, relative to the other sources")
-    codes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    weight: float = Field(1.0, ge=0, description="share of the crops drawn, relative to the other sources")
+    codes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="the annotators' code -> classes of ours it may mean"
+    )
+    train: tuple[str, ...] | None = Field(None, description="names of training images; * and ? are wildcards")
+    val: tuple[str, ...] | None = Field(None, description="names of validation images, likewise")
+    allow_empty: bool = Field(False, description="accept label images without any nucleus")
     licence: str = Field("not stated", description="terms of the data; goes into the header of the weights")
 
 
 class ScheduleConfig(_Frozen):
-    """AdamW with linear warm-up and a cosine to zero; the shipped weights are an exponential moving average."""
+    """AdamW with linear warm-up and a cosine to zero; the weights kept are an exponential moving average."""
 
     steps: int = Field(gt=0)
-    batch_size: int = Field(8, gt=0)
+    batch_size: int = Field(8, gt=0, description="crops per step and device")
     crop: int = Field(256, ge=64, multiple_of=32)
-    learning_rate: float = Field(1.5e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.02, ge=0)
     warmup_steps: int = Field(200, ge=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(50, gt=0)
     checkpoint_every: int = Field(500, gt=0)
-    validate_every: int = Field(1000, gt=0)
+    validate_every: int = Field(500, gt=0)
+    early_stopping: int | None = Field(
+        None, gt=0, description="stop after so many validations without a better mean PQ, and keep the best weights"
+    )
+    devices: int = Field(1, gt=0, description="GPUs (or CPU processes) that train together, each its own batch")
+    workers: int = Field(1, ge=0, description="processes that prepare crops, per device")
+    precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where it is fast")
 
 
 class AugmentationConfig(_Frozen):
-    scale: tuple[float, float] = Field((0.75, 1.35), description="range of the random change of scale")
-    stain: float = Field(0.15, ge=0, description="spread of the stain jitter in optical density")
-    low_resolution: float = Field(0.25, ge=0, le=1, description="chance of being seen as if scanned coarser")
-    noise: float = Field(0.2, ge=0, le=1)
+    scale: tuple[float, float] = Field((0.7, 1.4), description="range of the random change of scale")
+    elastic: float = Field(0.0, ge=0, le=1, description="chance of a smooth random deformation")
+    stain: float = Field(0.25, ge=0, description="spread of the stain jitter in optical density")
+    low_resolution: float = Field(0.1, ge=0, le=1, description="chance of being seen as if scanned coarser")
+    blur: float = Field(0.1, ge=0, le=1)
+    noise: float = Field(0.15, ge=0, le=1)
+    jpeg: float = Field(0.15, ge=0, le=1, description="chance of JPEG artefacts")
 
 
 class LossConfig(_Frozen):
     semantic: float = Field(1.0, ge=0)
     mask: float = Field(1.0, ge=0)
-    offsets: float = Field(2.0, ge=0)
+    offsets: float = Field(3.0, ge=0)
     thing_pixel: float = Field(3.0, gt=0, description="weight of a nucleus pixel in the semantic loss")
 
 
 class TrainConfig(_Frozen):
-    """A complete run; see ``configs/`` for examples."""
+    """A complete run; see ``configs/`` for examples.
 
-    name: str
-    mpp: float = Field(0.5, gt=0, description="micrometres per pixel the network works at")
+    ``mpp``, ``network``, ``decode`` and ``classes`` default to those of the initial weights, or else to 0.5 and this
+    version's defaults.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the weights file")
     data_root: Path
-    splits: Path = Field(description="JSON: folder -> {train: [stems], val: [stems]}")
+    splits: Path | None = Field(None, description="JSON: folder -> {train: [names], val: [names]}")
+    validation: float = Field(0.2, ge=0, lt=1, description="share of a source's images to validate on, without splits")
     output: Path
     initial_weights: str = Field(
         "imagenet",
         description="imagenet, random, the name of an embedded model, or a weights file: what fits by name and shape",
     )
     licence: str = Field("not stated", description="terms of the trained weights")
-    network: NetworkConfig = NetworkConfig()
-    decode: DecodeConfig = DecodeConfig()
-    sources: tuple[SourceConfig, ...]
+    classes: tuple[ClassConfig, ...] | None = None
+    mpp: float | None = Field(None, gt=0, description="micrometres per pixel the network works at")
+    network: NetworkConfig | None = None
+    decode: DecodeConfig | None = None
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
     augmentation: AugmentationConfig = AugmentationConfig()
     loss: LossConfig = LossConfig()
     schedule: ScheduleConfig
-    validate_on: tuple[str, ...] = Field((), description="nuclei sources whose val images are scored while training")
+    validate_on: tuple[str, ...] = Field((), description="sources with nuclei whose val images are scored")
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> TrainConfig:
+        unknown = sorted(set(self.validate_on) - {s.folder for s in self.sources})
+        if unknown:
+            raise ValueError(f"validate_on names no source: {', '.join(unknown)}")
+        if self.schedule.early_stopping and not self.validate_on:
+            raise ValueError("early_stopping needs validate_on")
+        return self
+
+    @cached_property
+    def own_classes(self) -> PanopticClasses | None:
+        """The classes that the file declares, ids in its order."""
+        if self.classes is None:
+            return None
+        return PanopticClasses(
+            tuple(PanopticClass(i, c.name, c.is_thing, c.color) for i, c in enumerate(self.classes, 1))
+        )

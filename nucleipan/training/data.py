@@ -1,4 +1,4 @@
-"""Annotated images, held in memory as bytes, and what their annotations mean.
+"""Annotated images in memory, and what their annotations mean in our classes.
 
 Every sample ends as the same three things: an image, instance ids (or "this set does not say"), and a *cover
 code* per pixel. A cover code is a row of ``CoverTable``: the set of classes the pixel may have. Code 0 allows
@@ -7,19 +7,22 @@ everything, which is how "not annotated" is said.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from fnmatch import fnmatchcase
+from typing import Any
 
-import imagecodecs
 import numpy as np
+import torch
+from torch import Tensor
 
 from nucleipan.classes import PanopticClasses
-from nucleipan.errors import DataError
-from nucleipan.training.config import SourceConfig
+from nucleipan.datasets import LAYOUTS, Annotated, Item, checked
+from nucleipan.errors import ConfigError, DataError
+from nucleipan.training.config import SourceConfig, TrainConfig
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _UNKNOWN = 0
 
 
@@ -33,7 +36,8 @@ class CoverTable:
         self.classes = classes
         self._codes: dict[frozenset[int], int] = {frozenset(c.id for c in classes.classes): _UNKNOWN}
         self.things = self.code_of_ids(classes.thing_ids)
-        self.stuff = self.code_of_ids(classes.stuff_ids)
+        # Without any kind of tissue, what is no nucleus has no class to be taught.
+        self.stuff = self.code_of_ids(classes.stuff_ids) if len(classes.stuff_ids) else _UNKNOWN
 
     def code(self, names: Iterable[str]) -> int:
         """The code that allows exactly the classes called ``names``."""
@@ -54,105 +58,180 @@ class CoverTable:
         return table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """One annotated image, still encoded.
+    """One annotated image, ready to be cropped.
 
     Attributes:
-        mpp: micrometres per pixel of the image.
-        has_instances: whether instance ids are annotated (then what is no instance is no nucleus).
-        cover_of_id: uint8[max id + 1], cover code of each instance; index 0 is the code of all other pixels.
-        cover_of_pixel: uint8[256], cover code of each pixel code of a tissue map, or of the whole image (index 0).
+        mpp: micrometres per pixel.
+        image: uint8[3, h, w].
+        ids: int32[1, h, w], counting from 1 without gaps; zeros where nuclei are not annotated.
+        cover: uint8[1, h, w].
+        has_instances: whether nuclei are annotated (then what has no id is no nucleus).
     """
 
     name: str
-    image: Path
-    labels: Path | None
     mpp: float
-    has_instances: bool
-    cover_of_id: np.ndarray | None = field(default=None, repr=False)
-    cover_of_pixel: np.ndarray | None = field(default=None, repr=False)
-
-    def load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image uint8[h, w, 3], ids int32[h, w] (zeros where not annotated), cover code uint8[h, w].
-
-        Raises:
-            DataError: labels and image differ in size.
-        """
-        image = _read_rgb(self.image)
-        ids = np.zeros(image.shape[:2], np.int32)
-        if self.labels is None:
-            assert self.cover_of_pixel is not None
-            return image, ids, np.full(image.shape[:2], self.cover_of_pixel[0], np.uint8)
-        labels = imagecodecs.imread(self.labels)
-        if labels.shape != image.shape[:2]:
-            raise DataError(f"{self.labels}: label image is {labels.shape}, its image {image.shape[:2]}")
-        if self.has_instances:
-            assert self.cover_of_id is not None
-            return image, labels.astype(np.int32), self.cover_of_id[labels]
-        assert self.cover_of_pixel is not None
-        return image, ids, self.cover_of_pixel[labels]
+    image: Tensor = field(repr=False)
+    ids: Tensor = field(repr=False)
+    cover: Tensor = field(repr=False)
+    has_instances: bool = False
 
 
-def read_source(source: SourceConfig, root: Path, stems: Sequence[str], covers: CoverTable) -> list[Sample]:
-    """The samples called ``stems`` of one source.
+@dataclass(frozen=True)
+class SampleSets:
+    """Samples by source folder. ``val`` holds only the sources that a run validates on."""
+
+    train: dict[str, list[Sample]]
+    val: dict[str, list[Sample]]
+
+
+def read_samples(config: TrainConfig, covers: CoverTable) -> SampleSets:
+    """Everything a run trains and validates on, read and checked before the first step.
 
     Raises:
-        DataError: a folder, image, label or class file is missing, or a code has no mapping.
+        DataError: files are missing, unreadable or contradict each other, or a source is left without images.
+        ConfigError: a code is mapped to an unknown class, or the splits do not fit the sources.
     """
-    folder = root / source.folder
+    splits = _read_splits(config)
+    train, val = {}, {}
+    for source in config.sources:
+        codes = _cover_of_code(source, covers)
+        chosen = split_items(source, _items(config, source), splits, config.validation)
+        train[source.folder] = _samples(chosen.train, source, codes, covers)
+        if source.folder in config.validate_on:
+            val[source.folder] = _samples(chosen.val, source, codes, covers)
+    _check_not_empty(config, train, val)
+    return SampleSets(train, val)
+
+
+@dataclass(frozen=True)
+class Split:
+    train: list[Item]
+    val: list[Item]
+
+
+def split_items(source: SourceConfig, items: Sequence[Item], splits: dict[str, Any] | None, share: float) -> Split:
+    """Who trains and who validates, by the source's own lists, the splits file, or ``share`` of the images.
+
+    Without lists, images are ordered by a hash of their names: adding images later moves hardly any across.
+
+    Raises:
+        ConfigError: a list matches no image, or one image is in both.
+    """
+    if source.train is not None or source.val is not None:
+        val = _matching(source, items, source.val or ())
+        train = [i for i in items if i not in val] if source.train is None else _matching(source, items, source.train)
+    elif splits is not None:
+        train, val = (_matching(source, items, splits[source.folder].get(part, ())) for part in ("train", "val"))
+    else:
+        ranked = sorted(items, key=lambda i: hashlib.sha256(i.name.encode()).digest())
+        n_val = round(share * len(ranked))
+        val, train = ranked[:n_val], ranked[n_val:]
+    both = sorted({i.name for i in train} & {i.name for i in val})
+    if both:
+        raise ConfigError(f"{source.folder}: {', '.join(both[:3])} would be trained and validated on; keep them apart")
+    return Split(train, val)
+
+
+def to_sample(item: Item, source: SourceConfig, codes: dict[str, int], covers: CoverTable) -> Sample | None:
+    """Read one image; None if nothing it says is mapped to a class of ours.
+
+    Raises:
+        DataError: it contradicts itself, or a nucleus has a class that ``codes`` does not map.
+    """
+    found = checked(item, allow_empty=source.allow_empty)
+    cover = np.full(found.image.shape[:2], _UNKNOWN, np.uint8)
+    if found.regions is not None:
+        cover = np.array([codes.get(c, _UNKNOWN) if c else _UNKNOWN for c in found.region_codes], np.uint8)[
+            found.regions
+        ]
+    ids = np.zeros(cover.shape, np.int32)
+    if found.ids is not None:
+        ids, cover_of_id = _cover_of_ids(item, found, codes, covers)
+        cover = np.where(ids > 0, cover_of_id[ids], np.where(cover == _UNKNOWN, covers.stuff, cover))
+    elif not cover.any():
+        return None
+    return Sample(
+        name=f"{source.folder}/{item.name}",
+        mpp=source.mpp,
+        image=torch.from_numpy(np.ascontiguousarray(found.image.transpose(2, 0, 1))),
+        ids=torch.from_numpy(ids)[None],
+        cover=torch.from_numpy(cover.astype(np.uint8))[None],
+        has_instances=found.ids is not None,
+    )
+
+
+def _cover_of_ids(
+    item: Item, found: Annotated, codes: dict[str, int], covers: CoverTable
+) -> tuple[np.ndarray, np.ndarray]:
+    """int32[h, w] ids without gaps, and the cover code of each."""
+    assert found.ids is not None
+    old_ids, flat = np.unique(np.concatenate([[0], found.ids.ravel()]), return_inverse=True)
+    cover = np.full(len(old_ids), covers.things, np.uint8)
+    for new, old in enumerate(old_ids.tolist()):
+        code = found.code_of_id.get(old)
+        if code is None or not codes:
+            continue
+        if code not in codes:
+            raise DataError(f"{item.path}: class {code!r} has no entry in codes; found {', '.join(sorted(codes))}")
+        cover[new] = codes[code]
+    return flat[1:].reshape(found.ids.shape).astype(np.int32), cover
+
+
+def _items(config: TrainConfig, source: SourceConfig) -> list[Item]:
+    folder = config.data_root / source.folder
     if not folder.is_dir():
         raise DataError(f"{folder}: data folder is missing; set data_root to where the data lie")
-    if source.kind == "nuclei":
-        return [_nuclei_sample(source, folder, stem, covers) for stem in stems]
-    if source.kind == "tissue":
-        cover = np.full(256, _UNKNOWN, np.uint8)
-        for code, names in source.codes.items():
-            cover[int(code)] = covers.code(names)
-        return [
-            Sample(stem, _find(folder / "images", stem), _find(folder / "labels", stem), source.mpp, False, None, cover)
-            for stem in stems
-        ]
-    return [s for stem in stems if (s := _texture_sample(source, folder, stem, covers)) is not None]
+    return LAYOUTS[source.layout](folder)
 
 
-def _nuclei_sample(source: SourceConfig, folder: Path, stem: str, covers: CoverTable) -> Sample:
-    labels = _find(folder / "labels", stem)
-    n_ids = int(imagecodecs.imread(labels).max()) + 1
-    cover = np.full(n_ids, covers.things, np.uint8)
-    cover[0] = covers.stuff
-    if source.codes:
-        path = folder / "classes" / f"{stem}.json"
-        if not path.is_file():
-            raise DataError(f"{path}: class file is missing, though the source maps class codes")
-        for key, number in json.loads(path.read_text()).items():
-            if str(number) not in source.codes:
-                raise DataError(f"{path}: class {number} has no entry in codes; found {sorted(source.codes)}")
-            if int(key) < n_ids:
-                cover[int(key)] = covers.code(source.codes[str(number)])
-    return Sample(f"{source.folder}/{stem}", _find(folder / "images", stem), labels, source.mpp, True, cover)
+def _samples(items: Sequence[Item], source: SourceConfig, codes: dict[str, int], covers: CoverTable) -> list[Sample]:
+    return [s for s in (to_sample(item, source, codes, covers) for item in items) if s is not None]
 
 
-def _texture_sample(source: SourceConfig, folder: Path, stem: str, covers: CoverTable) -> Sample | None:
-    subfolder, name = stem.split("/", 1)
-    if subfolder not in source.codes:
+def _cover_of_code(source: SourceConfig, covers: CoverTable) -> dict[str, int]:
+    try:
+        return {code: covers.code(names) for code, names in source.codes.items()}
+    except ConfigError as error:
+        raise ConfigError(f"sources: {source.folder}: codes: {error}") from error
+
+
+def _read_splits(config: TrainConfig) -> dict[str, Any] | None:
+    if config.splits is None:
         return None
-    cover = np.array([covers.code(source.codes[subfolder])], np.uint8)
-    return Sample(f"{source.folder}/{stem}", _find(folder / subfolder, name), None, source.mpp, False, None, cover)
+    try:
+        splits = json.loads(config.splits.read_text())
+        asked = [s.folder for s in config.sources if s.train is None and s.val is None]
+        missing = [folder for folder in asked if not isinstance(splits[folder]["train"], list)]
+    except OSError as error:
+        raise DataError(f"{config.splits}: splits cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{config.splits}: expected JSON, folder -> {{train: [names], val: [names]}} ({error})"
+        ) from error
+    except KeyError as error:
+        raise DataError(f"{config.splits}: has no entry for {error}; found {', '.join(splits)}") from error
+    if missing:
+        raise DataError(f"{config.splits}: train of {', '.join(missing)} is no list of names")
+    return splits
 
 
-def _find(folder: Path, stem: str) -> Path:
-    for suffix in _IMAGE_SUFFIXES:
-        path = folder / f"{stem}{suffix}"
-        if path.is_file():
-            return path
-    raise DataError(f"{folder}: no image called {stem} ({', '.join(_IMAGE_SUFFIXES)})")
+def _matching(source: SourceConfig, items: Sequence[Item], patterns: Sequence[str]) -> list[Item]:
+    chosen: dict[str, Item] = {}
+    for pattern in patterns:
+        hits = [i for i in items if i.name == pattern or fnmatchcase(i.name, pattern)]
+        if not hits:
+            known = ", ".join(i.name for i in items[:3])
+            raise ConfigError(f"{source.folder}: no image is called {pattern!r}; found {known}, ...")
+        chosen |= {i.name: i for i in hits}
+    return list(chosen.values())
 
 
-def _read_rgb(path: Path) -> np.ndarray:
-    image = imagecodecs.imread(path)
-    if image.ndim == 2:
-        image = np.stack([image] * 3, -1)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] < 3:
-        raise DataError(f"{path}: expected an 8-bit RGB image; found {image.dtype} {image.shape}")
-    return np.ascontiguousarray(image[..., :3])
+def _check_not_empty(config: TrainConfig, train: dict[str, list[Sample]], val: dict[str, list[Sample]]) -> None:
+    for source in config.sources:
+        if source.weight > 0 and not train[source.folder]:
+            raise DataError(f"{config.data_root / source.folder}: no image to train on; check train, val and codes")
+    for folder, samples in val.items():
+        if not samples or not all(s.has_instances for s in samples):
+            raise DataError(f"{config.data_root / folder}: validate_on needs validation images with annotated nuclei")

@@ -1,240 +1,175 @@
-"""The training loop: mixture in, exponential moving average of the weights out.
+"""One run from its configuration to a weights file: data, start, Lightning's trainer, and what it leaves behind.
 
-bf16 autocast and channels_last on CPU and GPU alike. State is written every ``checkpoint_every`` steps, tensors as
-safetensors and counters as JSON, each replaced atomically; a run that finds its own state continues from it.
+In ``output``: ``last.safetensors``, from which an interrupted run continues to the same losses as if it had not been
+interrupted; ``log.jsonl`` and TensorBoard's files; at the end ``<name>.safetensors``, the averaged weights.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
+import pytorch_lightning as pl
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from nucleipan.classes import PanopticClasses
-from nucleipan.errors import DataError, ModelError
-from nucleipan.network.backbone import load_imagenet_weights
-from nucleipan.network.inference import InferenceNetwork
-from nucleipan.network.model import INSTANCE_REACH_PX, PanopticNet, build_network
-from nucleipan.network.weights import ModelInfo, load_model, save_model
+from nucleipan.network.inference import best_dtype, choose_device
+from nucleipan.network.model import INSTANCE_REACH_PX
+from nucleipan.network.weights import ModelInfo, save_model
 from nucleipan.training.augment import training_transform
-from nucleipan.training.config import ScheduleConfig, TrainConfig
-from nucleipan.training.data import CoverTable, Sample, read_source
-from nucleipan.training.log import TrainLog
-from nucleipan.training.losses import Batch, total_loss
-from nucleipan.training.mixture import Mixture, collate
-from nucleipan.training.validate import mean_quality
+from nucleipan.training.checkpoint import KeepState, SafetensorsCheckpoints
+from nucleipan.training.config import TrainConfig
+from nucleipan.training.data import CoverTable, SampleSets, read_samples
+from nucleipan.training.log import LossLog
+from nucleipan.training.mixture import Mixture, StepBatches, collate
+from nucleipan.training.module import MONITORED, MovingAverage, PanopticTraining
+from nucleipan.training.start import Start, build_start
 
 
-@dataclass
-class TrainState:
-    """Everything that changes during a run."""
+class TrainingData(pl.LightningDataModule):
+    """Training crops from the step on that the run has reached, and whole validation images."""
 
-    network: nn.Module
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    step: int = 0
+    def __init__(self, config: TrainConfig, start: Start, samples: SampleSets, covers: CoverTable) -> None:
+        super().__init__()
+        self.config, self.start, self.samples, self.covers = config, start, samples, covers
 
-    def save(self, folder: Path) -> None:
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.module.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-        _write_at_once(
-            folder / "state.safetensors", lambda p: save_file({k: v.contiguous() for k, v in tensors.items()}, p)
+    def train_dataloader(self) -> DataLoader:
+        schedule = self.config.schedule
+        transform = training_transform(schedule.crop, self.start.mpp, self.config.augmentation)
+        sources = [(s.weight, self.samples.train[s.folder]) for s in self.config.sources]
+        trainer = cast(pl.Trainer, self.trainer)
+        return DataLoader(
+            Mixture(sources, transform, schedule.seed),
+            batch_sampler=StepBatches(
+                schedule.batch_size, trainer.global_step, trainer.global_rank, trainer.world_size
+            ),
+            num_workers=schedule.workers,
+            prefetch_factor=4 if schedule.workers else None,
+            collate_fn=partial(collate, allowed=torch.from_numpy(self.covers.allowed()), thing_code=self.covers.things),
         )
-        _write_at_once(folder / "state.json", lambda p: p.write_text(json.dumps({"step": self.step})))
 
-    def restore(self, folder: Path) -> None:
-        """Continue from ``folder`` if it holds a state."""
-        if not (folder / "state.json").is_file():
-            return
-        tensors = load_file(folder / "state.safetensors")
-        self.network.load_state_dict(_with_prefix(tensors, "network."))
-        self.average.module.load_state_dict(_with_prefix(tensors, "average."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _with_prefix(tensors, "optimizer.").items():
-            index, name = key.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.step = json.loads((folder / "state.json").read_text())["step"]
-        self.average.n_averaged.fill_(self.step)
+    def val_dataloader(self) -> DataLoader:
+        images = [(folder, s) for folder, samples in self.samples.val.items() for s in samples]
+        return DataLoader(cast(Any, images), batch_size=None, collate_fn=_as_it_is)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device) if hasattr(batch, "to") else batch
 
 
-def read_samples(
-    config: TrainConfig, split: str, covers: CoverTable, only: Collection[str] | None = None
-) -> dict[str, list[Sample]]:
-    """Samples by folder, of every source or of those whose folder is in ``only``.
+def train_model(config: TrainConfig, device: str = "auto") -> Path:
+    """Train, or continue a run that was interrupted, and write the averaged weights.
+
+    Args:
+        config: the run.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        ``<output>/<name>.safetensors``.
 
     Raises:
-        DataError: the splits file lacks a source, or a source is inconsistent.
+        DataError, ConfigError, ModelError: something does not fit; nothing has been trained then.
     """
-    splits = json.loads(config.splits.read_text())
-    missing = [s.folder for s in config.sources if s.folder not in splits]
-    if missing:
-        raise DataError(f"{config.splits}: no split for {', '.join(missing)}; found {', '.join(splits)}")
-    return {
-        s.folder: read_source(s, config.data_root, splits[s.folder][split], covers)
-        for s in config.sources
-        if only is None or s.folder in only
-    }
-
-
-def fit(config: TrainConfig, classes: PanopticClasses, device: torch.device) -> TrainState:
-    """Train to ``config.schedule.steps`` and return the final state (also saved in ``config.output``)."""
+    start = build_start(config)
+    covers = CoverTable(start.classes)
+    samples = read_samples(config, covers)
     config.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.schedule.seed)
-    covers = CoverTable(classes)
-    samples = read_samples(config, "train", covers)
-    state = _initial_state(config, classes, device)
-    state.restore(config.output)
-    batches = _batches(config, samples, covers, state.step)
-    judged = read_samples(config, "val", covers, only=config.validate_on)
-
-    def validate() -> dict[str, float]:
-        network = InferenceNetwork(cast(PanopticNet, state.average.module), device)
-        return {
-            f"{folder} {name}": value
-            for folder, images in judged.items()
-            for name, value in mean_quality(network, images, classes, config.mpp, config.decode).items()
-        }
-
-    _train(config, state, batches, device, validate)
-    return state
+    module = PanopticTraining(config, start).to(memory_format=torch.channels_last)
+    data = TrainingData(config, start, samples, covers)
+    last = config.output / "last.safetensors"
+    with _quiet():
+        trainer = build_trainer(config, choose_device(device))
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
+    return _write_weights(config, start)
 
 
-def train_model(config: TrainConfig, classes: PanopticClasses, device: torch.device) -> Path:
-    """``fit``, then the averaged weights as a weights file, ``<output>/<name>.safetensors``."""
-    state = fit(config, classes, device)
+def build_trainer(config: TrainConfig, device: torch.device) -> pl.Trainer:
+    """Lightning's trainer as ``config`` describes it."""
+    schedule = config.schedule
+    return pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=schedule.devices if device.index is None else [device.index],
+        strategy="ddp" if schedule.devices > 1 else "auto",
+        sync_batchnorm=schedule.devices > 1,
+        use_distributed_sampler=False,
+        precision=_precision(config, device),
+        max_steps=schedule.steps,
+        val_check_interval=min(schedule.validate_every, schedule.steps),
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if config.validate_on else 0,
+        num_sanity_val_steps=0,
+        gradient_clip_val=5.0,
+        log_every_n_steps=schedule.log_every,
+        callbacks=_callbacks(config),
+        logger=TensorBoardLogger(config.output, name="", version="tensorboard"),
+        plugins=[SafetensorsCheckpoints()],
+        enable_model_summary=False,
+    )
+
+
+def _callbacks(config: TrainConfig) -> list[Callback]:
+    schedule = config.schedule
+    monitor = MONITORED if schedule.early_stopping else None
+    callbacks: list[Callback] = [
+        MovingAverage(schedule.ema_decay),
+        LossLog(config.output / "log.jsonl", schedule.log_every),
+        KeepState(config.output, schedule.checkpoint_every, monitor),
+        RichProgressBar() if sys.stderr.isatty() else TQDMProgressBar(refresh_rate=0),
+    ]
+    if schedule.early_stopping:
+        callbacks.append(EarlyStopping(MONITORED, mode="max", patience=schedule.early_stopping))
+    return callbacks
+
+
+def _precision(config: TrainConfig, device: torch.device) -> Literal["bf16-mixed", "32-true"]:
+    wanted = config.schedule.precision
+    is_bf16 = wanted == "bf16" or (wanted == "auto" and best_dtype(device) is torch.bfloat16)
+    return "bf16-mixed" if is_bf16 else "32-true"
+
+
+def _write_weights(config: TrainConfig, start: Start) -> Path:
+    """The averaged weights of the last step, or of the best validation where a run stops early."""
+    kept = config.output / ("best.safetensors" if config.schedule.early_stopping else "last.safetensors")
+    tensors = SafetensorsCheckpoints().load_checkpoint(kept)["state_dict"]
+    start.network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items()})
     info = ModelInfo(
         name=config.name,
-        mpp=config.mpp,
+        mpp=start.mpp,
         margin=INSTANCE_REACH_PX,
-        classes=classes,
-        network=config.network,
-        decode=config.decode,
+        classes=start.classes,
+        network=start.network_config,
+        decode=start.decode,
         licence=config.licence,
-        trained_on=tuple(f"{s.folder} ({s.licence})" for s in config.sources),
+        trained_on=tuple(f"{s.folder} ({s.licence})" for s in config.sources if s.weight > 0),
     )
     path = config.output / f"{config.name}.safetensors"
-    save_model(cast(PanopticNet, state.average.module), info, path)
+    save_model(start.network, info, path)
     return path
 
 
-def _initial_state(config: TrainConfig, classes: PanopticClasses, device: torch.device) -> TrainState:
-    network = build_network(config.network, classes)
-    _initialise(network, config.initial_weights)
-    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    schedule = config.schedule
-    average = AveragedModel(network, multi_avg_fn=partial(_average, decay=schedule.ema_decay), use_buffers=True)
-    decay = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return TrainState(network, average, torch.optim.AdamW(groups, lr=schedule.learning_rate))
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice on workers and intervals: the configuration decides those."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
-def _initialise(network: PanopticNet, source: str) -> None:
-    """Fill ``network`` from what the configuration names; layers of other shape (other classes) stay random."""
-    if source == "random":
-        return
-    if source == "imagenet":
-        load_imagenet_weights(network.backbone)
-        return
-    given, own = load_model(source).network.state_dict(), network.state_dict()
-    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
-        raise ModelError(f"initial_weights: {source}: no tensor fits the network; check the network's configuration")
-    network.load_state_dict(fitting, strict=False)
-
-
-def _batches(config: TrainConfig, samples: dict[str, list[Sample]], covers: CoverTable, start: int) -> Iterator[Batch]:
-    schedule = config.schedule
-    transform = training_transform(schedule.crop, config.mpp, config.augmentation)
-    # A run that continues draws other crops than the ones it has seen.
-    mixture = Mixture([(s.weight, samples[s.folder]) for s in config.sources], transform, schedule.seed + start)
-    allowed = torch.from_numpy(covers.allowed())
-    loader = DataLoader(
-        mixture,
-        batch_size=schedule.batch_size,
-        num_workers=1,
-        prefetch_factor=4,
-        collate_fn=partial(collate, allowed=allowed, thing_code=covers.things),
-    )
-    return iter(loader)
-
-
-def _train(
-    config: TrainConfig,
-    state: TrainState,
-    batches: Iterator[Batch],
-    device: torch.device,
-    validate: Callable[[], dict[str, float]],
-) -> None:
-    schedule = config.schedule
-    state.network.train()
-    with TrainLog(config.output / "log.jsonl", state.step, schedule.steps) as log:
-        while state.step < schedule.steps:
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(state.step, schedule)
-            terms = _step(config, state, next(batches), device)
-            state.step += 1
-            log.add(state.step, {name: float(value) for name, value in terms.items()})
-            is_last = state.step == schedule.steps
-            if state.step % schedule.checkpoint_every == 0 or is_last:
-                state.save(config.output)
-            if state.step % schedule.validate_every == 0 or is_last:
-                log.write(validate() | {"step": state.step})
-
-
-def _step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    batch = batch.to(device)
-    image = batch.image.to(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
-        out = state.network(image)
-    terms = total_loss(out, batch, config.loss)
-    state.optimizer.zero_grad(set_to_none=True)
-    terms["total"].backward()
-    nn.utils.clip_grad_norm_(state.network.parameters(), 5.0)
-    state.optimizer.step()
-    state.average.update_parameters(state.network)
-    return {k: v.detach() for k, v in terms.items()}
-
-
-def learning_rate(step: int, schedule: ScheduleConfig) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    if step < schedule.warmup_steps:
-        return schedule.learning_rate * (step + 1) / schedule.warmup_steps
-    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
-    return schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _average(average: list[Tensor], current: list[Tensor], n_averaged: Tensor, decay: float) -> None:
-    """Exponential moving average whose memory is short at first, so that the initial weights are soon forgotten."""
-    n = float(n_averaged)
-    weight = 1 - min(decay, (1 + n) / (10 + n))
-    for a, c in zip(average, current, strict=True):
-        if a.is_floating_point():
-            a.lerp_(c.to(a.dtype), weight)
-        else:
-            a.copy_(c)
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _write_at_once(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+def _as_it_is(item: Any) -> Any:
+    return item
