@@ -101,7 +101,7 @@ def test_ids_survive_geometry():
         "ids": torch.from_numpy(ids),
         "cover": torch.from_numpy((ids % 5).astype(np.uint8)),
         "mpp": 0.5,
-        "has_instances": True,
+        "known": torch.ones(1, *ids.shape[-2:], dtype=torch.uint8),
     }
     still = AugmentationConfig(scale=(1.0, 1.0), stain=0, low_resolution=0, blur=0, noise=0, jpeg=0)
     chain = training_transform(64, 0.5, still)
@@ -109,7 +109,7 @@ def test_ids_survive_geometry():
     chain.set_random_state(3)
     for _ in range(8):
         out = chain(item)
-        seen, crop = out["seen"][0].numpy() > 0, out["ids"][0].numpy()
+        seen, crop = out["known"][0].numpy() > 0, out["ids"][0].numpy()
         assert set(np.unique(crop)) <= {0, 7, 300, 65_535}
         np.testing.assert_array_equal(out["cover"][0].numpy()[seen], (crop % 5)[seen])
         np.testing.assert_allclose(out["image"][0].numpy()[seen] * 255, (crop % 251)[seen], atol=1e-3)
@@ -122,11 +122,12 @@ def test_crops_are_at_the_networks_scale(mpp):
     ids = torch.zeros(1, 200, 200, dtype=torch.long)
     ids[:, 50 : 50 + side, 50 : 50 + side] = 1
     item = {"image": (ids * 200).expand(3, -1, -1).to(torch.uint8), "ids": ids, "cover": ids, "mpp": mpp}
+    item["known"] = torch.ones_like(ids)
     out = RandScaledCropd(1024, 0.5, (1.0, 1.0))(item)
     area = int((out["ids"] == 1).sum())
     assert abs(area - 1600) <= 80
     assert out["image"].shape == (3, 1024, 1024)
-    assert out["seen"].sum() == (200 * mpp / 0.5) ** 2
+    assert out["known"].sum() == (200 * mpp / 0.5) ** 2
 
 
 def test_elastic_deformation_moves_image_ids_and_codes_alike():
@@ -140,7 +141,7 @@ def test_elastic_deformation_moves_image_ids_and_codes_alike():
         "ids": torch.from_numpy(ids)[None],
         "cover": torch.from_numpy((ids // 20).astype(np.uint8))[None],
         "mpp": 0.5,
-        "has_instances": True,
+        "known": torch.ones(1, *ids.shape[-2:], dtype=torch.uint8),
     }
     config = AugmentationConfig(scale=(1.0, 1.0), elastic=1, stain=0, low_resolution=0, blur=0, noise=0, jpeg=0)
     chain = training_transform(96, 0.5, config)
@@ -149,7 +150,7 @@ def test_elastic_deformation_moves_image_ids_and_codes_alike():
     for seed in range(4):
         chain.set_random_state(seed)
         out = chain(item)
-        crop, seen = out["ids"][0].numpy(), out["seen"][0].numpy() > 0
+        crop, seen = out["ids"][0].numpy(), out["known"][0].numpy() > 0
         assert set(np.unique(crop)) <= set(np.unique(ids))
         np.testing.assert_array_equal((crop // 20)[seen], out["cover"][0].numpy()[seen])
         inside = seen & (ndimage.minimum_filter(crop, 5) == ndimage.maximum_filter(crop, 5))

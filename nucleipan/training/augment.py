@@ -1,7 +1,7 @@
 """From an annotated image to a training crop: MONAI dict transforms, ours where MONAI has none.
 
-Keys: ``image`` float[3, h, w] in [0, 1]; ``ids``, ``cover`` int[1, h, w]; ``seen`` int[1, h, w], 0 where a crop reaches
-over its image. Geometry comes first: crop and scale in one resampling, flips and quarter turns, elastic deformation.
+Keys: ``image`` float[3, h, w] in [0, 1]; ``ids``, ``cover``, ``known`` int[1, h, w], 0 where a crop reaches over its
+image. Geometry comes first: crop and scale in one resampling, flips and quarter turns, elastic deformation.
 Ids and codes go by nearest neighbour, so none is ever invented; ids are small (they were renumbered when read), so
 that float32, in which MONAI resamples, holds them exactly. Then colour.
 """
@@ -33,14 +33,13 @@ from nucleipan.training.config import AugmentationConfig
 #: Rows: optical density of haematoxylin, eosin and the residual in R, G, B (Ruifrok & Johnston 2001).
 STAIN_VECTORS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 
-_LABELS = ("ids", "cover")
+_LABELS = ("ids", "cover", "known")
 
 
 class RandScaledCropd(RandomizableTransform):
     """Cut ``size`` x ``size`` pixels at ``mpp`` times a random scale, from an image of any resolution.
 
-    Where the image is smaller than the crop it is mirrored at its border; ids of mirrored copies stay those of
-    the original, so mirrored nuclei are dropped from ``ids`` and their pixels made unknown.
+    Where the image is smaller than the crop it is mirrored at its border; there, nothing is known.
     """
 
     def __init__(self, size: int, mpp: float, scale: tuple[float, float]) -> None:
@@ -64,9 +63,6 @@ class RandScaledCropd(RandomizableTransform):
             plane = data[key][window][None].float()
             plane = F.interpolate(plane, (n_y, n_x), mode="nearest-exact")[0]
             out[key] = F.pad(plane, (0, self.size - n_x, 0, self.size - n_y)).long()
-        seen = torch.zeros(1, self.size, self.size, dtype=torch.uint8)
-        seen[:, :n_y, :n_x] = 1
-        out["seen"] = seen
         return out
 
 
@@ -121,7 +117,7 @@ class RandJpegd(RandomizableTransform, MapTransform):
 
 def training_transform(crop: int, mpp: float, config: AugmentationConfig) -> Compose:
     """The random chain from a loaded sample to a crop, as a MONAI ``Compose``."""
-    keys = ["image", *_LABELS, "seen"]
+    keys = ["image", *_LABELS]
     return Compose(
         [
             RandScaledCropd(crop, mpp, config.scale),

@@ -67,7 +67,7 @@ class Sample:
         image: uint8[3, h, w].
         ids: int32[1, h, w], counting from 1 without gaps; zeros where nuclei are not annotated.
         cover: uint8[1, h, w].
-        has_instances: whether nuclei are annotated (then what has no id is no nucleus).
+        known: uint8[1, h, w], 1 where nuclei are annotated (what has no id there is no nucleus).
     """
 
     name: str
@@ -75,7 +75,7 @@ class Sample:
     image: Tensor = field(repr=False)
     ids: Tensor = field(repr=False)
     cover: Tensor = field(repr=False)
-    has_instances: bool = False
+    known: Tensor = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,12 @@ def to_sample(item: Item, source: SourceConfig, codes: dict[str, int], covers: C
         cover = np.array([codes.get(c, _UNKNOWN) if c else _UNKNOWN for c in found.region_codes], np.uint8)[
             found.regions
         ]
-    ids = np.zeros(cover.shape, np.int32)
+    ids, known = np.zeros(cover.shape, np.int32), np.zeros(cover.shape, bool)
     if found.ids is not None:
         ids, cover_of_id = _cover_of_ids(item, found, codes, covers)
-        cover = np.where(ids > 0, cover_of_id[ids], np.where(cover == _UNKNOWN, covers.stuff, cover))
+        known = np.ones(cover.shape, bool) if found.unknown is None else ~found.unknown
+        is_bare = known & (ids == 0) & (cover == _UNKNOWN)
+        cover = np.where(ids > 0, cover_of_id[ids], np.where(is_bare, covers.stuff, cover))
     elif not cover.any():
         return None
     return Sample(
@@ -158,7 +160,7 @@ def to_sample(item: Item, source: SourceConfig, codes: dict[str, int], covers: C
         image=torch.from_numpy(np.ascontiguousarray(found.image.transpose(2, 0, 1))),
         ids=torch.from_numpy(ids)[None],
         cover=torch.from_numpy(cover.astype(np.uint8))[None],
-        has_instances=found.ids is not None,
+        known=torch.from_numpy(known.astype(np.uint8))[None],
     )
 
 
@@ -233,5 +235,5 @@ def _check_not_empty(config: TrainConfig, train: dict[str, list[Sample]], val: d
         if source.weight > 0 and not train[source.folder]:
             raise DataError(f"{config.data_root / source.folder}: no image to train on; check train, val and codes")
     for folder, samples in val.items():
-        if not samples or not all(s.has_instances for s in samples):
+        if not samples or not all(s.known.any() for s in samples):
             raise DataError(f"{config.data_root / folder}: validate_on needs validation images with annotated nuclei")

@@ -66,7 +66,7 @@ def _targets(crop: dict) -> dict[str, torch.Tensor]:
     return {
         "image": crop["image"].clamp(0, 1),
         "nucleus": torch.from_numpy((ids > 0).astype(np.float32))[None],
-        "has_nuclei": crop["seen"].bool() & crop["has_instances"],
+        "has_nuclei": crop["known"].bool(),
         "offsets": torch.from_numpy(offsets),
         "offset_weights": torch.from_numpy(weights)[None],
         "cover": crop["cover"][0].long(),
