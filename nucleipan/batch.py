@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -14,13 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nucleipan.errors import ConfigError, NucleipanError
 from nucleipan.exports.geojson import export_geojson
 from nucleipan.network.inference import choose_device
-from nucleipan.network.weights import Model, load_model
+from nucleipan.network.weights import DEFAULT_MODEL, Model, load_model, model_for
 from nucleipan.overlay import overlay_of_store, save_picture
 from nucleipan.segment import Progress as ProgressCall
 from nucleipan.segment import SegmentOptions, SegmentResult, check_tile, segment_slide, store_path
 from nucleipan.slide import at_mpp, is_slide, open_slide
 from nucleipan.store import PanopticStore, is_own_store
 
+AUTO_MODEL = "auto"
 _MAX_OVERLAY_PIXELS = 100_000_000
 _OVERLAY_SUFFIX = ".overlay.png"
 _SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .svslide .dcm .png .jpg .jpeg".split())  # noqa: SIM905
@@ -32,7 +34,8 @@ class BatchOptions:
 
     Attributes:
         out: folder for stores and exports.
-        model: name of an embedded model, or a weights file.
+        model: name of an embedded model, a weights file, or ``auto``: for each slide the embedded model that fits its
+            pixel size.
         exports: formats to write beside each store, e.g. ``("geojson",)``.
         overlay: whether to write a picture with the outlines beside each store.
     """
@@ -92,10 +95,13 @@ def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
     """
     check_tile(batch.options.tile)
     choose_device(batch.options.device)
-    model = load_model(batch.model)
+    load = cache(load_model)
+    if batch.model != AUTO_MODEL:
+        load(batch.model)
     n_failed = 0
     for path in slides:
         try:
+            model = load(_model_name(path, batch))
             with _shown_progress(path.name) as progress:
                 result = segment_slide(path, batch.out, model, batch.options, progress=progress)
             _write_extras(path, result.store, batch, model)
@@ -107,6 +113,14 @@ def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
             for note in result.notes:
                 print(f"nucleipan: {path}: {note}", file=sys.stderr)
     return n_failed
+
+
+def _model_name(path: Path, batch: BatchOptions) -> str:
+    if batch.model != AUTO_MODEL:
+        return batch.model
+    with open_slide(path) as slide:
+        mpp = batch.options.mpp or slide.mpp
+    return DEFAULT_MODEL if mpp is None else model_for(mpp)  # without a pixel size the slide will be refused
 
 
 def _write_extras(path: Path, store: PanopticStore, batch: BatchOptions, model: Model) -> None:

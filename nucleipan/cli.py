@@ -61,8 +61,9 @@ def segment(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results, <stem>.ome.zarr each.")],
     model: Annotated[
-        str, typer.Option(help="Name of an embedded model (see `nucleipan models`) or a weights file.")
-    ] = "nucleipan-fast",
+        str,
+        typer.Option(help="An embedded model (see `nucleipan models`), a weights file, or auto: by the pixel size."),
+    ] = "auto",
     mpp: Annotated[
         float | None,
         typer.Option(help="Micrometres per pixel at full resolution, if the slide does not say (or says wrong)."),

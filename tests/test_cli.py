@@ -197,6 +197,15 @@ def test_a_finished_store_is_left_as_it_is(cli: Cli, slide: Path, model: Path, f
     assert table.stat().st_mtime_ns == before
 
 
+def test_each_slide_gets_the_embedded_model_for_its_pixel_size(cli: Cli, slide: Path, tmp_path: Path) -> None:
+    for mpp, name in ((0.25, "nucleipan-accurate"), (0.5, "nucleipan-fast")):
+        out = tmp_path / name
+        assert cli("segment", slide, "--out", out, "--mpp", mpp, "--device", "cpu").code == 0
+        store = PanopticStore.open(out / "good.ome.zarr")
+        assert store.model["name"] == name
+        assert store.mpp == pytest.approx(mpp)
+
+
 # Slides that fail: exit code 1
 
 

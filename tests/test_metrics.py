@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from scipy.optimize import linear_sum_assignment
 
 from nucleipan import metrics
 from nucleipan.errors import DataError
-from nucleipan.metrics import PanopticMap, PanopticQuality
+from nucleipan.metrics import Overlaps, PanopticMap, PanopticQuality
+
+# The package gives the function this module's name.
+overlaps_module = importlib.import_module("nucleipan.metrics.overlaps")
 
 quick = settings(max_examples=60, deadline=None)
 noise = arrays(np.int32, (7, 9), elements=st.integers(0, 5))
@@ -84,6 +89,11 @@ def literal_aji_plus(pred: np.ndarray, true: np.ndarray) -> float:
     return inter / union if union else math.nan
 
 
+def literal_dice(pred: np.ndarray, true: np.ndarray) -> float:
+    total = (pred > 0).sum() + (true > 0).sum()
+    return 2 * ((pred > 0) & (true > 0)).sum() / total if total else math.nan
+
+
 def all_scores(pred: np.ndarray, true: np.ndarray) -> list[float]:
     table = metrics.overlaps(pred, true)
     q = metrics.instance_quality(table)
@@ -123,6 +133,14 @@ def test_scores_of_noise_equal_the_literal_ones(maps: tuple[np.ndarray, np.ndarr
     assert (found.tp, found.fp, found.fn) == (expected.tp, expected.fp, expected.fn)
     assert found.iou_sum == pytest.approx(expected.iou_sum)
     assert metrics.aji(table) == pytest.approx(literal_aji(pred, true), nan_ok=True)
+    assert metrics.dice(table) == pytest.approx(literal_dice(pred, true), nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_aji_plus_of_noise_equals_the_literal_one(seed: int) -> None:
+    """Every instance meets every other, so that the pairing decides; large enough for ties not to occur."""
+    pred, true = np.random.default_rng(seed).integers(0, 9, (2, 40, 50))
+    assert metrics.aji_plus(metrics.overlaps(pred, true)) == pytest.approx(literal_aji_plus(pred, true))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -134,9 +152,7 @@ def test_scores_of_nuclei_equal_the_literal_ones(seed: int) -> None:
     assert metrics.instance_quality(table).pq == pytest.approx(expected.pq)
     assert metrics.aji(table) == pytest.approx(literal_aji(pred, true))
     assert metrics.aji_plus(table) == pytest.approx(literal_aji_plus(pred, true))
-    assert metrics.dice(table) == pytest.approx(
-        2 * ((pred > 0) & (true > 0)).sum() / ((pred > 0).sum() + (true > 0).sum())
-    )
+    assert metrics.dice(table) == pytest.approx(literal_dice(pred, true))
 
 
 @quick
@@ -267,6 +283,38 @@ def test_void_of_the_truth_forgives() -> None:
         PanopticMap(classes, instances), PanopticMap(truth_classes, nothing), n_classes=2, thing_ids=(1,)
     )
     assert found == (PanopticQuality(), PanopticQuality(1, 0, 0, 1.0))
+
+
+def columns_of(table: Overlaps) -> list[np.ndarray]:
+    segments = [(s.ids, s.areas, s.centroids, s.first_pixels) for s in (table.pred, table.true)]
+    return [*segments[0], *segments[1], table.pair_true, table.pair_pred, table.intersections]
+
+
+@pytest.mark.parametrize("offset", [0, 2**33])
+@pytest.mark.parametrize("block_pixels", [1, 200, 1000])
+def test_blocks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch, block_pixels: int, offset: int) -> None:
+    pred, true = (np.where(m > 0, m + np.int64(offset), 0) for m in nuclei(5, 30))
+    whole = metrics.overlaps(pred, true)
+    monkeypatch.setattr(overlaps_module, "_BLOCK_PIXELS", block_pixels)
+    for found, expected in zip(columns_of(metrics.overlaps(pred, true)), columns_of(whole), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_memory_is_that_of_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside maps of 16 MB each, a table takes little; a panoptic score two planes of classes in 16 bits."""
+    monkeypatch.setattr(overlaps_module, "_BLOCK_PIXELS", 1 << 14)
+    true = np.kron(np.arange(1, 401).reshape(20, 20), np.pad(np.ones((40, 90), np.int64), ((15, 15), (0, 10))))
+    pred, tissue, classes = np.roll(true, 3, axis=1), np.ones(true.shape, np.uint8), np.ones(401, np.uint8)
+    metrics.overlaps(pred, true)
+    tracemalloc.start()
+    metrics.overlaps(pred, true)
+    table_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    metrics.evaluate_pairs([("x", pred, classes, true, classes, tissue, tissue)], classes=("a",), tissues=("b",))
+    all_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert table_bytes < true.nbytes / 8
+    assert all_bytes < true.nbytes / 8 + 2 * 2 * true.size
 
 
 def test_a_large_map_needs_no_masks() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.optimize import linear_sum_assignment
 
 from nucleipan import metrics
 from nucleipan.errors import DataError
@@ -40,6 +41,26 @@ def test_pairs_are_near_and_no_two_free_ones_are(pred: np.ndarray, true: np.ndar
     assert (between_free > 12).all()
     counts = metrics.detection_counts(pairs)
     assert (counts.tp + counts.fp, counts.tp + counts.fn) == (len(pred), len(true))
+
+
+@quick
+@given(points, points)
+def test_pairs_are_as_close_as_a_dense_assignment(pred: np.ndarray, true: np.ndarray) -> None:
+    pairs = metrics.pair_centroids(pred, true, 12.0)
+    closeness = np.maximum(0, 12 - np.linalg.norm(true[:, None] - pred[None], axis=-1))  # [n, m]
+    best = closeness[linear_sum_assignment(-closeness)].sum()
+    assert closeness[pairs.true, pairs.pred].sum() == pytest.approx(best, abs=1e-3)
+
+
+@quick
+@given(*(arrays(np.float64, (5, 2), elements=st.integers(0, 40).map(float)) for _ in range(2)))
+def test_global_pairs_are_the_best_permutation_cut_at_the_radius(pred: np.ndarray, true: np.ndarray) -> None:
+    distances = np.linalg.norm(true[:, None] - pred[None], axis=-1)  # [n, m]
+    totals = {p: distances[np.arange(5), p].sum() for p in permutations(range(5))}
+    best = [p for p, total in totals.items() if total < min(totals.values()) + 1e-9]
+    pairs = metrics.pair_centroids_globally(pred, true, 12.0)
+    found = set(zip(pairs.true.tolist(), pairs.pred.tolist(), strict=True))
+    assert found in [{(t, q) for t, q in enumerate(p) if distances[t, q] <= 12} for p in best]
 
 
 @quick

@@ -21,6 +21,7 @@ from nucleipan.metrics.quality import (
     instance_quality,
     mean_pq,
     mean_pq_of_present,
+    mean_qualities,
     panoptic_qualities,
     pool,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "instance_quality",
     "mean_pq",
     "mean_pq_of_present",
+    "mean_qualities",
     "overlaps",
     "pair_centroids",
     "pair_centroids_globally",

@@ -2,20 +2,21 @@
 
 Two ways to sum up are both in use and never the same number, so both are kept apart by name. A *mean* scores every
 image and averages (PQ, AJI, Dice, bPQ, mPQ: Kumar, HoVer-Net, PanNuke). *Pooled* adds the counts of all images and
-divides once (mPQ+, Fd, Fc: CoNIC, HoVer-Net). A score that an image cannot have (nothing to find and nothing found) is
-nan, is left out of means and becomes null in JSON.
+divides once (panoptic PQ, mPQ+, Fd, Fc: Kirillov, CoNIC, HoVer-Net). A score that an image cannot have (nothing to
+find and nothing found) is nan, is left out of means and becomes null in JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
 from nucleipan.metrics.detection import ClassificationCounts, DetectionCounts
-from nucleipan.metrics.quality import PanopticQuality, mean_pq, mean_pq_of_present, pool
+from nucleipan.metrics.quality import PanopticQuality, mean_pq, mean_pq_of_present, mean_qualities, pool
+from nucleipan.metrics.report import as_table, class_rows, quality_row, tissue_rows, without_nan
 from nucleipan.metrics.tissue import PixelConfusion
 
 if TYPE_CHECKING:
@@ -36,8 +37,13 @@ class NucleusScores:
     classification: tuple[ClassificationCounts, ...] = ()
 
     @property
+    def bpq(self) -> float:
+        """PQ whatever the classes, nan where the truth holds no nucleus: one image's part in PanNuke's bPQ."""
+        return mean_pq_of_present([self.quality])
+
+    @property
     def mpq(self) -> float:
-        """Mean PQ over the classes that this image's truth holds; nan without classes."""
+        """Mean PQ over the classes that this image's truth holds, nan without classes; its part in PanNuke's mPQ."""
         return mean_pq_of_present(self.class_qualities)
 
 
@@ -46,7 +52,8 @@ class ImageScores:
     """One image; a part its truth does not cover is None.
 
     ``scale`` is how many pixels of the truth's grid one pixel of the prediction's spans. ``panoptic`` is PQ per class,
-    nuclei first, then tissue.
+    nuclei first, then tissue; without nucleus classes the former stay empty. ``organ`` is what PanNuke calls the tissue
+    type.
     """
 
     name: str
@@ -54,6 +61,12 @@ class ImageScores:
     nuclei: NucleusScores | None = None
     tissue: PixelConfusion | None = None
     panoptic: tuple[PanopticQuality, ...] = ()
+    organ: str = ""
+
+    @property
+    def has_things(self) -> bool:
+        """Whether ``panoptic`` judges nuclei too."""
+        return bool(self.panoptic) and self.nuclei is not None and bool(self.nuclei.class_qualities)
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,18 @@ class Evaluation:
         """Mean of a score over the images where it is defined."""
         return _mean([score(n) for n in self._nuclei])
 
+    def mean_of_organs(self, score: Callable[[NucleusScores], float]) -> float:
+        """Mean over the images of each organ, then over organs, as PanNuke averages (arXiv 2003.10778).
+
+        Images without an organ count as one together: where no image names one, this is ``mean``.
+        """
+        return _mean([part.mean(score) for part in self.by_organ().values()])
+
+    def by_organ(self) -> dict[str, Evaluation]:
+        """The evaluation of every organ's images on their own."""
+        organs = sorted({i.organ for i in self.images})
+        return {o: replace(self, images=tuple(i for i in self.images if i.organ == o)) for o in organs}
+
     @property
     def pooled_quality(self) -> PanopticQuality:
         return pool(n.quality for n in self._nuclei)
@@ -112,12 +137,12 @@ class Evaluation:
 
     @property
     def panoptic(self) -> tuple[PanopticQuality, ...]:
-        """PQ per class over things (``classes``) and stuff (``tissues``), pooled; empty without both truths."""
+        """PQ per class over things (``classes``) and stuff (``tissues``), pooled; empty without truth of tissue."""
         return _pool_columns([i.panoptic for i in self.images if i.panoptic])
 
     def summary(self) -> dict[str, float]:
         """One number per score, under the papers' names."""
-        pooled, panoptic, tissue, n_things = self.pooled_quality, self.panoptic, self.tissue, len(self.classes)
+        pooled, tissue = self.pooled_quality, self.tissue
         scores = {
             "PQ": self.mean(lambda n: n.quality.pq),
             "SQ": self.mean(lambda n: n.quality.sq),
@@ -125,7 +150,7 @@ class Evaluation:
             "AJI": self.mean(lambda n: n.aji),
             "AJI+": self.mean(lambda n: n.aji_plus),
             "Dice": self.mean(lambda n: n.dice),
-            "bPQ": mean_pq_of_present(n.quality for n in self._nuclei),
+            "bPQ": self.mean_of_organs(lambda n: n.bpq),
             "PQ pooled": pooled.pq,
             "SQ pooled": pooled.sq,
             "RQ pooled": pooled.rq,
@@ -133,7 +158,7 @@ class Evaluation:
         }
         if self.class_qualities:
             scores |= {
-                "mPQ": self.mean(lambda n: n.mpq),
+                "mPQ": self.mean_of_organs(lambda n: n.mpq),
                 "mPQ+": mean_pq(self.class_qualities),
                 "mean Fc": _mean([c.f1 for c in self.classification]),
             }
@@ -143,37 +168,43 @@ class Evaluation:
                 "tissue balanced accuracy": tissue.balanced_accuracy,
                 "tissue mean Dice": _mean(list(tissue.dices)),
             }
-        if panoptic:
-            scores |= {
-                "panoptic PQ": mean_pq(panoptic),
-                "panoptic PQ things": mean_pq(panoptic[:n_things]),
-                "panoptic PQ stuff": mean_pq(panoptic[n_things:]),
-            }
-        return scores
+        has_things = any(i.has_things for i in self.images)
+        return scores | _panoptic_means(self.panoptic, len(self.classes), has_things)
 
     def to_json(self) -> dict[str, Any]:
         """A document for ``json.dump``; nan is None."""
         document = {
             "summary": self.summary(),
-            "classes": _class_rows(self.classes, self.class_qualities, self.classification),
-            "tissues": _tissue_rows(self.tissues, self.tissue),
+            "classes": class_rows(self.classes, self.class_qualities, self.classification),
+            "tissues": tissue_rows(self.tissues, self.tissue),
+            "panoptic": _panoptic_rows(self),
+            "organs": _organ_rows(self),
             "images": [_image_row(self, image) for image in self.images],
             "radius_px": self.radius_px,
             "pairing": self.pairing,
             "unmatched_predictions": list(self.unmatched_predictions),
             "notes": list(self.notes),
         }
-        return _without_nan(document)
+        return without_nan(document)
 
     def print_table(self, console: Console) -> None:
-        """Images, classes and tissues as tables, then the summary and the notes."""
+        """Images, classes, tissues and organs as tables, then the summary and the notes."""
+        document = self.to_json()
         if self._nuclei:
             console.print(_image_table(self))
         if self.class_qualities:
-            console.print(_table("nucleus classes, pooled", "class", self.to_json()["classes"]))
+            console.print(as_table("nucleus classes, pooled", "class", document["classes"]))
         if self.tissue is not None:
-            console.print(_table("tissue, pooled", "class", self.to_json()["tissues"]))
-        console.print(_table("summary", "score", {k: {"value": v} for k, v in self.summary().items()}))
+            console.print(as_table("tissue, pooled", "class", document["tissues"]))
+        if self.panoptic:
+            console.print(
+                as_table(
+                    "things and stuff, pooled", "class", document["panoptic"]["things"] | document["panoptic"]["stuff"]
+                )
+            )
+        if document["organs"]:
+            console.print(as_table("organs, means", "organ", document["organs"]))
+        console.print(as_table("summary", "score", {k: {"value": v} for k, v in self.summary().items()}))
         if self.unmatched_predictions:
             console.print(f"predictions without truth: {', '.join(self.unmatched_predictions)}", markup=False)
         for note in self.notes:
@@ -189,31 +220,31 @@ def _mean(values: list[float]) -> float:
     return sum(known) / len(known) if known else float("nan")
 
 
-def _class_rows(
-    names: Sequence[str], qualities: Sequence[PanopticQuality], counts: Sequence[ClassificationCounts]
-) -> dict[str, dict[str, float]]:
+def _panoptic_means(qualities: Sequence[PanopticQuality], n_things: int, has_things: bool) -> dict[str, float]:
+    """Means over all classes, things (PQ^Th) and stuff (PQ^St); all and things only where things are judged."""
+    parts = {" stuff": qualities[n_things:]} if qualities else {}
+    if has_things:
+        parts = {"": qualities, " things": qualities[:n_things]} | parts
     return {
-        name: {
-            "PQ": q.pq,
-            "SQ": q.sq,
-            "RQ": q.rq,
-            "Fc": c.f1,
-            "Fc as printed": c.f1_as_printed,
-            "TP": q.tp,
-            "FP": q.fp,
-            "FN": q.fn,
-        }
-        for name, q, c in zip(names, qualities, counts, strict=False)
+        f"panoptic {score}{part}": value for part, of in parts.items() for score, value in mean_qualities(of).items()
     }
 
 
-def _tissue_rows(names: Sequence[str], tissue: PixelConfusion | None) -> dict[str, dict[str, float]]:
-    if tissue is None:
-        return {}
-    pixels = tissue.counts.sum(axis=1)
+def _panoptic_rows(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
+    rows, n_things = [quality_row(q) for q in evaluation.panoptic], len(evaluation.classes)
     return {
-        name: {"Dice": dice, "recall": recall, "pixels": int(n)}
-        for name, dice, recall, n in zip(names, tissue.dices, tissue.recalls, pixels, strict=True)
+        "things": dict(zip(evaluation.classes, rows[:n_things], strict=False)),
+        "stuff": dict(zip(evaluation.tissues, rows[n_things:], strict=False)),
+    }
+
+
+def _organ_rows(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """By organ, where any image names one."""
+    parts = evaluation.by_organ()
+    return {
+        organ or "not named": {"images": len(e.images), "bPQ": e.mean(lambda n: n.bpq), "mPQ": e.mean(lambda n: n.mpq)}
+        for organ, e in parts.items()
+        if set(parts) != {""}
     }
 
 
@@ -226,16 +257,16 @@ def _nucleus_row(scores: NucleusScores) -> dict[str, float]:
 
 def _image_row(evaluation: Evaluation, image: ImageScores) -> dict[str, Any]:
     row: dict[str, Any] = {"name": image.name, "scale": image.scale}
+    if image.organ:
+        row["organ"] = image.organ
     if image.nuclei is not None:
         row |= _nucleus_row(image.nuclei)
-        row["classes"] = _class_rows(evaluation.classes, image.nuclei.class_qualities, image.nuclei.classification)
+        row["classes"] = class_rows(evaluation.classes, image.nuclei.class_qualities, image.nuclei.classification)
     if image.tissue is not None:
         row["tissue accuracy"] = image.tissue.accuracy
         row["tissue balanced accuracy"] = image.tissue.balanced_accuracy
-        row["tissues"] = _tissue_rows(evaluation.tissues, image.tissue)
-    if image.panoptic:
-        row["panoptic PQ"] = mean_pq(image.panoptic)
-    return row
+        row["tissues"] = tissue_rows(evaluation.tissues, image.tissue)
+    return row | _panoptic_means(image.panoptic, len(evaluation.classes), image.has_things)
 
 
 def _image_table(evaluation: Evaluation) -> Table:
@@ -244,32 +275,4 @@ def _image_table(evaluation: Evaluation) -> Table:
     pooled = evaluation.pooled_quality
     totals: dict[str, float] = {"TP": pooled.tp, "FP": pooled.fp, "FN": pooled.fn}
     means = {c: _mean([float(row[c]) for row in rows.values() if c in row]) for c in columns if c not in totals}
-    return _table("nuclei", "image", rows | {f"mean of {len(rows)} (counts: sum)": means | totals}, columns)
-
-
-def _table(title: str, first: str, rows: dict[str, dict[str, Any]], columns: Sequence[str] | None = None) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    columns = columns or list(next(iter(rows.values()), {}))
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, row in rows.items():
-        table.add_row(Text(name), *(_cell(row.get(column)) for column in columns))
-    return table
-
-
-def _cell(value: float | None) -> str:
-    if value is None or value != value:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
+    return as_table("nuclei", "image", rows | {f"mean of {len(rows)} (counts: sum)": means | totals}, columns)

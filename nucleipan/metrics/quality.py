@@ -59,12 +59,28 @@ def pool(qualities: Iterable[PanopticQuality]) -> PanopticQuality:
 
 
 def mean_pq(qualities: Iterable[PanopticQuality]) -> float:
-    """Mean PQ over classes; a class that is neither in the truth nor in the prediction is left out (nan if all are)."""
+    """Mean PQ over classes; a class that is neither in the truth nor in the prediction is left out (nan if all are).
+
+    Of counts pooled over images this is CoNIC's mPQ+ (arXiv 2111.14485, 2303.06274).
+    """
     return _mean([q.pq for q in qualities])
 
 
+def mean_qualities(qualities: Sequence[PanopticQuality]) -> dict[str, float]:
+    """PQ, SQ and RQ, each averaged over classes as ``mean_pq`` is (arXiv 1801.00868, section 4.2).
+
+    Given the things alone it is what the paper calls PQ^Th, SQ^Th and RQ^Th, given the stuff alone PQ^St and so on. The
+    mean PQ is not the product of the other two.
+    """
+    return {
+        "PQ": mean_pq(qualities),
+        "SQ": _mean([q.sq for q in qualities]),
+        "RQ": _mean([q.rq for q in qualities]),
+    }
+
+
 def mean_pq_of_present(qualities: Iterable[PanopticQuality]) -> float:
-    """Mean PQ over the classes (or images) that have true nuclei, PanNuke's rule (arXiv 2003.10778).
+    """Mean PQ over the classes of an image that have true nuclei, PanNuke's rule (arXiv 2003.10778).
 
     False positives of a class that the truth lacks go unpunished here; ``mean_pq`` counts that class as 0.
     """
@@ -149,8 +165,24 @@ def panoptic_qualities(
     return tuple(PanopticQuality(int(tp[c]), int(fp[c]), int(fn[c]), float(iou_sums[c])) for c in range(1, n))
 
 
-def _segment_ids(planes: PanopticMap, n_classes: int, thing_ids: Sequence[int]) -> np.ndarray:
-    """int64[h, w]: stuff class c -> c, thing instance i -> n_classes + i, the rest 0."""
+@dataclass(frozen=True, eq=False)
+class _SegmentIds:
+    """Rows of int64 segment ids: stuff class c -> c, thing instance i -> n_classes + i, the rest 0."""
+
+    planes: PanopticMap
+    is_thing: np.ndarray  # bool[n_classes + 1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.planes.classes.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        classes, instances = self.planes.classes[rows], self.planes.instances[rows]
+        shifted = np.where(instances > 0, instances.astype(np.int64) + (len(self.is_thing) - 1), 0)
+        return np.where(self.is_thing[classes], shifted, classes)
+
+
+def _segment_ids(planes: PanopticMap, n_classes: int, thing_ids: Sequence[int]) -> _SegmentIds:
     if planes.classes.shape != planes.instances.shape:
         raise DataError(f"class plane {planes.classes.shape} and instance plane {planes.instances.shape} differ")
     highest = int(planes.classes.max(initial=0))
@@ -158,9 +190,7 @@ def _segment_ids(planes: PanopticMap, n_classes: int, thing_ids: Sequence[int]) 
         raise DataError(f"a class plane holds class {highest}; expected 0..{n_classes}")
     is_thing = np.zeros(n_classes + 1, bool)
     is_thing[list(thing_ids)] = True
-    things = is_thing[planes.classes]
-    shifted = np.where(planes.instances > 0, planes.instances.astype(np.int64) + n_classes, 0)
-    return np.where(things, shifted, planes.classes)
+    return _SegmentIds(planes, is_thing)
 
 
 def _mean(values: list[float]) -> float:

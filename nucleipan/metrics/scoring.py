@@ -21,7 +21,7 @@ from nucleipan.metrics.detection import (
 )
 from nucleipan.metrics.evaluation import Evaluation, ImageScores, NucleusScores
 from nucleipan.metrics.jaccard import aji, aji_plus, dice
-from nucleipan.metrics.overlaps import Segments, overlaps
+from nucleipan.metrics.overlaps import Segments, overlaps, row_blocks
 from nucleipan.metrics.quality import (
     PanopticMap,
     PanopticQuality,
@@ -46,6 +46,7 @@ class ImagePair(NamedTuple):
             scored. None where the truth has no classes.
         pred_tissue, true_tissue: uint8 tissue class planes, under nuclei too; 0 as for classes. None as for classes.
         scale: pixels of this grid per pixel of the grid the prediction was made in, for the record.
+        organ: what the image is of, PanNuke's tissue type: bPQ and mPQ average organ by organ.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ImagePair(NamedTuple):
     pred_tissue: np.ndarray | None = None
     true_tissue: np.ndarray | None = None
     scale: float = 1.0
+    organ: str = ""
 
 
 def evaluate_pairs(
@@ -90,11 +92,12 @@ def _score_image(pair: ImagePair, n_classes: int, n_tissues: int, pair_nuclei: P
         if pair.pred_tissue is not None and pair.true_tissue is not None:
             tissue = pixel_confusion(pair.pred_tissue, pair.true_tissue, n_tissues)
         panoptic: tuple[PanopticQuality, ...] = ()
-        if tissue is not None and nuclei is not None and nuclei.class_qualities:
-            panoptic = _score_panoptic(pair, n_classes, n_tissues)
+        if tissue is not None:
+            has_classes = nuclei is not None and bool(nuclei.class_qualities)
+            panoptic = _score_panoptic(pair, n_classes, n_tissues, has_classes)
     except DataError as error:
         raise DataError(f"{pair.name}: {error}") from error
-    return ImageScores(pair.name, pair.scale, nuclei, tissue, panoptic)
+    return ImageScores(pair.name, pair.scale, nuclei, tissue, panoptic, pair.organ)
 
 
 def _score_nuclei(pair: ImagePair, n_classes: int, pair_nuclei: PairCentroids) -> NucleusScores | None:
@@ -131,21 +134,30 @@ def _classes_of(segments: Segments, classes: np.ndarray, n_classes: int) -> np.n
     return found
 
 
-def _score_panoptic(pair: ImagePair, n_classes: int, n_tissues: int) -> tuple[PanopticQuality, ...]:
-    """Things are classes 1..n_classes, stuff the tissue classes after them; an unclassified nucleus is void."""
-    assert pair.pred is not None
-    assert pair.true is not None
-    pred = _panoptic_map(pair.pred, pair.pred_classes, pair.pred_tissue, n_classes)
-    true = _panoptic_map(pair.true, pair.true_classes, pair.true_tissue, n_classes)
+def _score_panoptic(pair: ImagePair, n_classes: int, n_tissues: int, has_classes: bool) -> tuple[PanopticQuality, ...]:
+    """Things are classes 1..n_classes, stuff the tissue classes after them; an unclassified nucleus is void.
+
+    Without classes every nucleus is void, on both sides, and only the stuff is judged.
+    """
+    pred = _panoptic_map(pair.pred, pair.pred_classes if has_classes else None, pair.pred_tissue, n_classes)
+    true = _panoptic_map(pair.true, pair.true_classes if has_classes else None, pair.true_tissue, n_classes)
     return panoptic_qualities(pred, true, n_classes=n_classes + n_tissues, thing_ids=range(1, n_classes + 1))
 
 
 def _panoptic_map(
-    instances: np.ndarray, classes: np.ndarray | None, tissue: np.ndarray | None, n_classes: int
+    instances: np.ndarray | None, classes: np.ndarray | None, tissue: np.ndarray | None, n_classes: int
 ) -> PanopticMap:
-    assert classes is not None
     assert tissue is not None
-    plane = np.where(tissue > 0, tissue.astype(np.uint16) + n_classes, 0)
-    is_nucleus = instances > 0
-    plane[is_nucleus] = classes[is_nucleus] if classes.ndim == 2 else classes[instances[is_nucleus]]
+    if instances is None:
+        instances = np.broadcast_to(np.uint8(0), tissue.shape)
+    plane = np.empty(tissue.shape, np.uint16)
+    for rows in row_blocks(tissue.shape):  # numpy's indices of a whole plane would outweigh all maps together
+        plane[rows] = np.where(tissue[rows] > 0, tissue[rows].astype(np.uint16) + n_classes, 0)
+        plane[rows][instances[rows] > 0] = 0 if classes is None else _of_pixels(classes, instances, rows)
     return PanopticMap(plane, instances)
+
+
+def _of_pixels(classes: np.ndarray, instances: np.ndarray, rows: slice) -> np.ndarray:
+    """Class of every nucleus pixel of some rows, in raster order, from a plane or from a vector by id."""
+    is_nucleus = instances[rows] > 0
+    return classes[rows][is_nucleus] if classes.ndim == 2 else classes[instances[rows][is_nucleus]]

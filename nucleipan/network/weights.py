@@ -26,6 +26,8 @@ from nucleipan.network.model import NetworkConfig, PanopticNet, build_network
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "nucleipan-fast"
+# A slide this much coarser than a model's grid still goes to that model, a little enlarged.
+_MAX_ENLARGEMENT = 1.26
 _EMBEDDED = Path(__file__).parent.parent / "weights"
 _HEADER_KEY = "nucleipan"
 
@@ -62,6 +64,12 @@ class Model:
 def embedded_models() -> dict[str, Path]:
     """Name -> file of the models that come with the package."""
     return {p.stem: p for p in sorted(_EMBEDDED.glob("*.safetensors"))}
+
+
+def model_for(mpp: float) -> str:
+    """The embedded model for slides of ``mpp`` micrometres per pixel: the finest that needs (almost) no enlarging."""
+    by_mpp = sorted((read_model_info(path).mpp, name) for name, path in embedded_models().items())
+    return next((name for model_mpp, name in by_mpp if mpp <= _MAX_ENLARGEMENT * model_mpp), by_mpp[-1][1])
 
 
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:

@@ -7,7 +7,6 @@ interrupted; ``log.jsonl`` and TensorBoard's files; at the end ``<name>.safetens
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
@@ -28,7 +27,7 @@ from nucleipan.training.augment import training_transform
 from nucleipan.training.checkpoint import KeepState, SafetensorsCheckpoints
 from nucleipan.training.config import TrainConfig
 from nucleipan.training.data import CoverTable, SampleSets, read_samples
-from nucleipan.training.log import LossLog
+from nucleipan.training.log import LossLog, StepBar
 from nucleipan.training.mixture import Mixture, StepBatches, collate
 from nucleipan.training.module import MONITORED, MovingAverage, PanopticTraining
 from nucleipan.training.start import Start, build_start
@@ -111,6 +110,8 @@ def build_trainer(config: TrainConfig, device: torch.device) -> pl.Trainer:
         logger=TensorBoardLogger(config.output, name="", version="tensorboard"),
         plugins=[SafetensorsCheckpoints()],
         enable_model_summary=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
     )
 
 
@@ -121,7 +122,7 @@ def _callbacks(config: TrainConfig) -> list[Callback]:
         MovingAverage(schedule.ema_decay),
         LossLog(config.output / "log.jsonl", schedule.log_every),
         KeepState(config.output, schedule.checkpoint_every, monitor),
-        RichProgressBar() if sys.stderr.isatty() else TQDMProgressBar(refresh_rate=0),
+        StepBar(),
     ]
     if schedule.early_stopping:
         callbacks.append(EarlyStopping(MONITORED, mode="max", patience=schedule.early_stopping))

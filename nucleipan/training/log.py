@@ -1,6 +1,7 @@
-"""One JSON object a line in ``log.jsonl``: losses every so many steps, scores after each validation.
+"""What a run says: a progress bar on a terminal, and one JSON object a line in ``log.jsonl``.
 
-Lines of an interrupted run stay; new ones follow.
+The log holds losses every so many steps and scores after each validation. Lines of an interrupted run stay; new ones
+follow.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 class LossLog(Callback):
@@ -44,3 +47,32 @@ class LossLog(Callback):
         if trainer.is_global_zero:
             with self._path.open("a") as file:
                 print(json.dumps(line), file=file)
+
+
+class StepBar(Callback):
+    """Steps done and to come, on a terminal. Lightning's bars count epochs, and a run here is a number of steps."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        text = TextColumn("{task.description}")
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("training", total=None)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._bar.update(self._task, total=trainer.max_steps, completed=trainer.global_step)
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._bar.update(self._task, completed=trainer.global_step, description=f"loss {float(outputs['loss']):.3f}")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "val/pq" in trainer.callback_metrics and not self._bar.disable:
+            score = float(trainer.callback_metrics["val/pq"])
+            self._bar.console.print(f"step {trainer.global_step}: mean PQ of validation images {score:.3f}")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._bar.stop()
