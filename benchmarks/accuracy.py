@@ -1,6 +1,6 @@
 """Accuracy on the validation split, through the same path users take: segment images, then evaluate the stores.
 
-    python benchmarks/accuracy.py --data ../shared/data --model nucleipan-fast --out out/accuracy
+    python benchmarks/accuracy.py --data ../shared/data --out out/accuracy
 
 Every set's validation images are segmented as flat images at their own pixel size; truth stays at its own
 resolution. Prints one table a set and writes ``summary.json``. Never run it on images a model was trained on.
@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from nucleipan.evaluate import evaluate_folders
-from nucleipan.network.weights import load_model
+from nucleipan.network.weights import load_model, model_for
 from nucleipan.segment import SegmentOptions, segment_slide
 
 Names = dict[str, str | list[str] | None]
@@ -81,32 +81,33 @@ SETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="nucleipan-fast")
+    parser.add_argument("--model", default="auto", help="a name, a weights file, or auto: by the set's pixel size")
+    parser.add_argument("--flips", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="folders of the sets to run, e.g. nuclei/tnbc")
     parser.add_argument("--split", default="val")
     args = parser.parse_args()
 
     splits = json.loads((args.data / "splits.json").read_text())
-    model = load_model(args.model)
     console = Console(width=140)
     summary = {}
     for judged in SETS:
         if args.only and judged.folder not in args.only:
             continue
+        model = load_model(model_for(judged.mpp) if args.model == "auto" else args.model)
         work = args.out / judged.folder
         truth, pred = work / "truth", work / "pred"
         for name, image in _write_truth(args.data / judged.folder, splits[judged.folder][args.split], judged, truth):
-            options = SegmentOptions(mpp=judged.mpp, overwrite=True)
+            options = SegmentOptions(mpp=judged.mpp, overwrite=True, flips=args.flips)
             link = truth / "images" / f"{name}{image.suffix}"
             link.parent.mkdir(exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(image.resolve())
             segment_slide(link, pred, model, options)
         evaluation = evaluate_folders(pred, truth)
-        console.print(f"\n== {judged.folder} ({args.split}, {len(evaluation.images)} images)")
+        console.print(f"\n== {judged.folder} ({args.split}, {len(evaluation.images)} images, {model.info.name})")
         evaluation.print_table(console)
-        summary[judged.folder] = evaluation.to_json() | {"images": len(evaluation.images)}
+        summary[judged.folder] = evaluation.to_json() | {"images": len(evaluation.images), "model": model.info.name}
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1))
 
 

@@ -77,6 +77,9 @@ def segment(
     ] = 2048,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of another run.")] = False,
     with_image: Annotated[bool, typer.Option("--with-image", help="Put the whole image into the store.")] = False,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Average over mirror images: a little more accurate, four times slower.")
+    ] = False,
     export: Annotated[str | None, typer.Option(help="Also write these formats, comma separated: geojson.")] = None,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write a picture with the outlines, <stem>.overlay.png.")
@@ -88,7 +91,7 @@ def segment(
 
     if mpp is not None and not 0.01 <= mpp <= 100:
         raise ConfigError(f"--mpp {mpp}: expected micrometres per pixel from 0.01 to 100, such as 0.25")
-    options = SegmentOptions(mpp, device, _parse_roi(roi), tile, overwrite, with_image)
+    options = SegmentOptions(mpp, device, _parse_roi(roi), tile, overwrite, with_image, flips)
     wanted = BatchOptions(out, model, options, _parse_exports(export), overlay)
     n_failed = segment_batch(find_slides(inputs), wanted)
     if n_failed:

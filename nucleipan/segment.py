@@ -72,6 +72,7 @@ class SegmentOptions:
         tile: side of a tile's core, in pixels of the model's grid.
         overwrite: replace a store of another run instead of refusing.
         with_image: put the whole image into the store, not only an overview.
+        flips: average over the four mirror images of every tile.
     """
 
     mpp: float | None = None
@@ -80,6 +81,7 @@ class SegmentOptions:
     tile: int = DEFAULT_TILE
     overwrite: bool = False
     with_image: bool = False
+    flips: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def segment_slide(
         if run.is_finished:
             return _result(PanopticStore.open(run.path), grid, 0, began, notes, None)
         context = StitchContext(grid, view.level0_per_pixel)
-        network = network or InferenceNetwork(model.network, device)
+        network = network or InferenceNetwork(model.network, device, flips=options.flips)
         n_computed = _compute_tiles(run, view, context, _Stages(model.info, network, transform), progress)
         progress(0, 1, "stitching")
         layout = StoreLayout(path.name, model.info.classes, view.mpp, attributes=run.attributes())
@@ -281,6 +283,7 @@ def _spec(slide: Slide, view: SlideView, grid: TileGrid, info: ModelInfo, option
             "nucleipan": __version__,
             "decode": info.decode.model_dump(mode="json"),
             "with_image": options.with_image,
+            "flips": options.flips,
         },
         classes=info.classes,
         shape=view.shape,

@@ -86,6 +86,18 @@ def test_inference_network_leaves_the_original_alone(network):
         torch.testing.assert_close(v, before[k])
 
 
+def test_flips_make_the_outputs_turn_with_the_image(network):
+    """Averaged over mirror images, the answer for a mirrored image is the mirrored answer."""
+    net = InferenceNetwork(network, torch.device("cpu"), flips=True)
+    image = torch.rand(1, 3, 64, 96)
+    out, mirrored = net(image), net(image.flip(3))
+    torch.testing.assert_close(mirrored.nucleus.flip(3), out.nucleus)
+    torch.testing.assert_close(mirrored.semantic.flip(3), out.semantic)
+    dy, dx = mirrored.offsets.flip(3).unbind(1)
+    torch.testing.assert_close(torch.stack([dy, -dx], 1), out.offsets)
+    assert not torch.allclose(InferenceNetwork(network, torch.device("cpu"))(image).nucleus, out.nucleus)
+
+
 def test_no_half_precision_on_a_cpu():
     assert best_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
 

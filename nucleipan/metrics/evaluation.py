@@ -197,11 +197,8 @@ class Evaluation:
         if self.tissue is not None:
             console.print(as_table("tissue, pooled", "class", document["tissues"]))
         if self.panoptic:
-            console.print(
-                as_table(
-                    "things and stuff, pooled", "class", document["panoptic"]["things"] | document["panoptic"]["stuff"]
-                )
-            )
+            rows = document["panoptic"]["things"] | document["panoptic"]["stuff"]
+            console.print(as_table("things and stuff, pooled", "class", rows))
         if document["organs"]:
             console.print(as_table("organs, means", "organ", document["organs"]))
         console.print(as_table("summary", "score", {k: {"value": v} for k, v in self.summary().items()}))

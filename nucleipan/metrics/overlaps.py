@@ -19,7 +19,7 @@ from numba import njit
 
 from nucleipan.errors import DataError
 
-#: Larger ids are compacted first; below, one int32 per possible id is cheaper.
+#: Larger ids are compacted first; below, two int32 per possible id are cheaper.
 _LARGEST_DIRECT_ID = 1 << 26
 _BLOCK_PIXELS = 1 << 22
 
@@ -147,7 +147,7 @@ def _direct_ids(plane: Rows, which: str) -> _DirectIds:
             raise DataError(f"the {which}'s instance map must hold ids >= 0; found {int(ids.min())}")
         largest = max(largest, int(ids.max(initial=0)))
     if largest <= _LARGEST_DIRECT_ID:
-        return _DirectIds(plane, np.arange(largest + 1), is_compact=False)
+        return _DirectIds(plane, np.arange(largest + 1, dtype=np.uint32), is_compact=False)
     used = [np.unique(plane[rows]) for rows in row_blocks(plane.shape)]
     zero = np.zeros(1, used[0].dtype)
     return _DirectIds(plane, np.unique(np.concatenate([zero, *used])), is_compact=True)

@@ -18,10 +18,14 @@ from nucleipan.network.model import HeadOutputs, PanopticNet
 
 
 class InferenceNetwork:
-    """``float[B, 3, H, W]`` on any device -> float32 ``HeadOutputs`` on ``device``; has its own copy of the weights."""
+    """``float[B, 3, H, W]`` on any device -> float32 ``HeadOutputs`` on ``device``; has its own copy of the weights.
 
-    def __init__(self, network: PanopticNet, device: torch.device) -> None:
+    With ``flips``, logits and offsets are means over the four mirror images: somewhat better, four times slower.
+    """
+
+    def __init__(self, network: PanopticNet, device: torch.device, *, flips: bool = False) -> None:
         self.device = device
+        self._flips = flips
         self.dtype = best_dtype(device)
         fused = fold_batch_norm(copy.deepcopy(network).eval())
         self._network = fused.to(device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -29,8 +33,24 @@ class InferenceNetwork:
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> HeadOutputs:
         image = image.to(self.device, dtype=self.dtype, memory_format=torch.channels_last, non_blocking=True)
+        out = self._run(image)
+        if not self._flips:
+            return out
+        outputs = [out, *(self._run_mirrored(image, axes) for axes in ((2,), (3,), (2, 3)))]
+        means = (torch.stack(tensors).mean(0) for tensors in zip(*(vars(o).values() for o in outputs), strict=True))
+        return HeadOutputs(*means)
+
+    def _run(self, image: Tensor) -> HeadOutputs:
         out = self._network(image)
         return HeadOutputs(out.semantic.float(), out.nucleus.float(), out.offsets.float())
+
+    def _run_mirrored(self, image: Tensor, axes: tuple[int, ...]) -> HeadOutputs:
+        """What the network says about the image mirrored along ``axes`` (2 = y, 3 = x), mirrored back."""
+        out = self._run(image.flip(axes).contiguous(memory_format=torch.channels_last))
+        semantic, nucleus, offsets = (t.flip(axes) for t in vars(out).values())
+        for axis in axes:
+            offsets[:, axis - 2] *= -1
+        return HeadOutputs(semantic, nucleus, offsets)
 
 
 def choose_device(name: str) -> torch.device:
