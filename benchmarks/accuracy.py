@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py --data ../shared/data --out out/accuracy
 
 Every set's validation images are segmented as flat images at their own pixel size; truth stays at its own
-resolution. Prints one table a set and writes ``summary.json``. Never run it on images a model was trained on.
+resolution. Prints one table a set and writes ``summary.json`` and ``tables.md``. Never run it on images a model was
+trained on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -109,6 +111,7 @@ def main() -> None:
         evaluation.print_table(console)
         summary[judged.folder] = evaluation.to_json() | {"images": len(evaluation.images), "model": model.info.name}
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1))
+    (args.out / "tables.md").write_text(_model_card_tables(summary))
 
 
 def _write_truth(folder: Path, stems: list[str], judged: JudgedSet, truth: Path) -> list[tuple[str, Path]]:
@@ -135,6 +138,36 @@ def _write_truth(folder: Path, stems: list[str], judged: JudgedSet, truth: Path)
         names_file = "class_names.json" if is_nuclei else "tissue_names.json"
         (truth / names_file).write_text(json.dumps(judged.names))
     return images
+
+
+def _model_card_tables(summary: dict[str, Any]) -> str:
+    """The tables of the model cards, in Markdown."""
+    nuclei = {k.split("/")[1]: v for k, v in summary.items() if k.startswith("nuclei/")}
+    tissue = {k.split("/")[1]: v for k, v in summary.items() if k.startswith("tissue/")}
+    columns = ("PQ", "SQ", "RQ", "AJI", "Dice", "Fd")
+    rows = [[name, s["images"], *(s["summary"][c] for c in columns)] for name, s in nuclei.items()]
+    text = _markdown(["set", "images", *columns[:-1], "F1 of detection"], rows)
+    kinds = nuclei.get("consep_train", {}).get("classes", {})
+    text += _markdown(
+        ["kind", "F1", "PQ", "nuclei"], [[name, c["Fc"], c["PQ"], c["TP"] + c["FN"]] for name, c in kinds.items()]
+    )
+    rows = [
+        [
+            name,
+            s["images"],
+            s["summary"]["tissue accuracy"],
+            s["summary"]["tissue balanced accuracy"],
+            "; ".join(f"{t} {c['Dice']:.3f}" for t, c in s["tissues"].items() if c["Dice"] is not None),
+        ]
+        for name, s in tissue.items()
+    ]
+    return text + _markdown(["set", "images", "accuracy", "balanced accuracy", "Dice by class"], rows)
+
+
+def _markdown(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [["-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells) + "\n"
 
 
 if __name__ == "__main__":
