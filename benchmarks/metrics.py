@@ -56,6 +56,10 @@ def main() -> None:
 
 def score_nuclei(pair: ImagePair) -> None:
     """Every nuclei score on its own, from one table."""
+    assert pair.pred is not None
+    assert pair.true is not None
+    assert pair.pred_classes is not None
+    assert pair.true_classes is not None
     with measured("overlaps"):
         table = overlaps(pair.pred, pair.true)
     with measured("PQ, Dice"):
@@ -99,9 +103,9 @@ def synthetic_pair(side: int, n_nuclei: int, seed: int) -> ImagePair:
     guessed = np.where(rng.random(n_nuclei) < 0.8, classes, rng.integers(1, len(CLASSES) + 1, n_nuclei))
     classes[::50] = 0
     by_id = [np.concatenate([[0], of[has]]) for of, has in ((guessed, is_pred), (classes, is_true))]
-    tissue = [draw_blocks(side, rng) for _ in range(2)]
-    tissue[0] = np.where(np.arange(side) < 0.7 * side, tissue[1], tissue[0])
-    return ImagePair("synthetic", pred, by_id[0], true, by_id[1], *tissue)
+    true_tissue, other_tissue = draw_blocks(side, rng), draw_blocks(side, rng)
+    pred_tissue = np.where(np.arange(side) < 0.7 * side, true_tissue, other_tissue)
+    return ImagePair("synthetic", pred, by_id[0], true, by_id[1], pred_tissue, true_tissue)
 
 
 def draw_ellipses(side: int, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:

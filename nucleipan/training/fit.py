@@ -96,7 +96,7 @@ def build_trainer(config: TrainConfig, device: torch.device) -> pl.Trainer:
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=schedule.devices if device.index is None else [device.index],
         strategy="ddp" if schedule.devices > 1 else "auto",
-        sync_batchnorm=schedule.devices > 1,
+        sync_batchnorm=schedule.devices > 1 and device.type == "cuda",
         use_distributed_sampler=False,
         precision=_precision(config, device),
         max_steps=schedule.steps,
