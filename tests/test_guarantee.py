@@ -71,6 +71,6 @@ def test_the_tile_does_not_show_with_the_accurate_model(shared_slides, tmp_path)
     n, rq, same_class = agreement(
         shared_slides / "TCGA-V5-A7RE-tissue.svs", tmp_path, (512, 1024), "nucleipan-accurate", roi
     )
-    assert n > 300
+    assert n > 100
     assert rq >= 0.998
     assert same_class > 0.9
