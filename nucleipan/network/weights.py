@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.errors import ConfigError, ModelError
@@ -108,7 +108,8 @@ def save_model(network: PanopticNet, info: ModelInfo, path: Path) -> None:
         "trained_on": list(info.trained_on),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    save_file(tensors, path, metadata={_HEADER_KEY: json.dumps(header)})
+    # Not save_file: it makes files that only their owner can read.
+    path.write_bytes(save(tensors, metadata={_HEADER_KEY: json.dumps(header)}))
 
 
 def _resolve(name_or_path: str | Path) -> Path:

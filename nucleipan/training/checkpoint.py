@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nucleipan.errors import ModelError
@@ -34,7 +34,7 @@ class SafetensorsCheckpoints(CheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, temporary, metadata={_HEADER_KEY: header})
+        temporary.write_bytes(save(tensors, metadata={_HEADER_KEY: header}))
         os.replace(temporary, path)
 
     def load_checkpoint(
