@@ -86,7 +86,10 @@ def train_model(config: TrainConfig, device: str = "auto") -> Path:
     with _quiet():
         trainer = build_trainer(config, choose_device(device))
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
-    return _write_weights(config, start)
+    path = config.output / f"{config.name}.safetensors"
+    if trainer.is_global_zero:
+        _write_weights(config, start, path)
+    return path
 
 
 def build_trainer(config: TrainConfig, device: torch.device) -> pl.Trainer:
@@ -135,7 +138,7 @@ def _precision(config: TrainConfig, device: torch.device) -> Literal["bf16-mixed
     return "bf16-mixed" if is_bf16 else "32-true"
 
 
-def _write_weights(config: TrainConfig, start: Start) -> Path:
+def _write_weights(config: TrainConfig, start: Start, path: Path) -> None:
     """The averaged weights of the last step, or of the best validation where a run stops early."""
     kept = config.output / ("best.safetensors" if config.schedule.early_stopping else "last.safetensors")
     tensors = SafetensorsCheckpoints().load_checkpoint(kept)["state_dict"]
@@ -150,9 +153,7 @@ def _write_weights(config: TrainConfig, start: Start) -> Path:
         licence=config.licence,
         trained_on=tuple(f"{s.folder} ({s.licence})" for s in config.sources if s.weight > 0),
     )
-    path = config.output / f"{config.name}.safetensors"
     save_model(start.network, info, path)
-    return path
 
 
 @contextmanager
