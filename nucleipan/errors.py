@@ -46,3 +46,8 @@ class DataError(NucleipanError, ValueError):
 
 class StoreError(NucleipanError, ValueError):
     """A panoptic store is missing, unfinished, damaged or belongs to something else."""
+
+
+def reason(error: BaseException) -> str:
+    """What another package's error says, on one line and not endless."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

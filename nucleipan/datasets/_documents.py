@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from nucleipan.datasets._pixels import MAX_PIXELS, reason
-from nucleipan.errors import DataError
+from nucleipan.datasets._pixels import MAX_PIXELS
+from nucleipan.errors import DataError, reason
 
 MAX_BYTES = 2**30
 

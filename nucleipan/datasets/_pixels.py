@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from nucleipan.errors import DataError
+from nucleipan.errors import DataError, reason
 from nucleipan.geometry import Box
 from nucleipan.slide import open_slide
 
@@ -98,8 +98,3 @@ def whole_numbers(path: Path, what: str, numbers: np.ndarray) -> np.ndarray:
 def codes_of_present(ids: np.ndarray, codes: Mapping[int, str]) -> dict[int, str]:
     """The entries of ``codes`` whose id occurs in ``ids``."""
     return {i: codes[i] for i in np.unique(ids).tolist() if i in codes and i != 0}
-
-
-def reason(error: BaseException) -> str:
-    """What another package's error says, on one line and not endless."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

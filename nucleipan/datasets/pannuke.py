@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from nucleipan.datasets._folders import listed, subfolders
-from nucleipan.datasets._pixels import codes_of_present, reason, whole_numbers
+from nucleipan.datasets._pixels import codes_of_present, whole_numbers
 from nucleipan.datasets.annotated import Annotated, Item
-from nucleipan.errors import DataError
+from nucleipan.errors import DataError, reason
 
 CLASSES = ("Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")
 

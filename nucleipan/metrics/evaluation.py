@@ -15,7 +15,7 @@ from operator import add
 from typing import TYPE_CHECKING, Any
 
 from nucleipan.metrics.detection import ClassificationCounts, DetectionCounts
-from nucleipan.metrics.quality import PanopticQuality, mean_pq, mean_pq_of_present, mean_qualities, pool
+from nucleipan.metrics.quality import PanopticQuality, mean_of_known, mean_pq, mean_pq_of_present, mean_qualities, pool
 from nucleipan.metrics.report import as_table, class_rows, quality_row, tissue_rows, without_nan
 from nucleipan.metrics.tissue import PixelConfusion
 
@@ -97,14 +97,14 @@ class Evaluation:
 
     def mean(self, score: Callable[[NucleusScores], float]) -> float:
         """Mean of a score over the images where it is defined."""
-        return _mean([score(n) for n in self._nuclei])
+        return mean_of_known([score(n) for n in self._nuclei])
 
     def mean_of_organs(self, score: Callable[[NucleusScores], float]) -> float:
         """Mean over the images of each organ, then over organs, as PanNuke averages (arXiv 2003.10778).
 
         Images without an organ count as one together: where no image names one, this is ``mean``.
         """
-        return _mean([part.mean(score) for part in self.by_organ().values()])
+        return mean_of_known([part.mean(score) for part in self.by_organ().values()])
 
     def by_organ(self) -> dict[str, Evaluation]:
         """The evaluation of every organ's images on their own."""
@@ -160,13 +160,13 @@ class Evaluation:
             scores |= {
                 "mPQ": self.mean_of_organs(lambda n: n.mpq),
                 "mPQ+": mean_pq(self.class_qualities),
-                "mean Fc": _mean([c.f1 for c in self.classification]),
+                "mean Fc": mean_of_known([c.f1 for c in self.classification]),
             }
         if tissue is not None:
             scores |= {
                 "tissue accuracy": tissue.accuracy,
                 "tissue balanced accuracy": tissue.balanced_accuracy,
-                "tissue mean Dice": _mean(list(tissue.dices)),
+                "tissue mean Dice": mean_of_known(list(tissue.dices)),
             }
         has_things = any(i.has_things for i in self.images)
         return scores | _panoptic_means(self.panoptic, len(self.classes), has_things)
@@ -210,11 +210,6 @@ class Evaluation:
 
 def _pool_columns(rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(reduce(add, column) for column in zip(*rows, strict=True))
-
-
-def _mean(values: list[float]) -> float:
-    known = [v for v in values if v == v]
-    return sum(known) / len(known) if known else float("nan")
 
 
 def _panoptic_means(qualities: Sequence[PanopticQuality], n_things: int, has_things: bool) -> dict[str, float]:
@@ -271,5 +266,5 @@ def _image_table(evaluation: Evaluation) -> Table:
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     pooled = evaluation.pooled_quality
     totals: dict[str, float] = {"TP": pooled.tp, "FP": pooled.fp, "FN": pooled.fn}
-    means = {c: _mean([float(row[c]) for row in rows.values() if c in row]) for c in columns if c not in totals}
+    means = {c: mean_of_known([float(row[c]) for row in rows.values() if c in row]) for c in columns if c not in totals}
     return as_table("nuclei", "image", rows | {f"mean of {len(rows)} (counts: sum)": means | totals}, columns)

@@ -63,7 +63,7 @@ def mean_pq(qualities: Iterable[PanopticQuality]) -> float:
 
     Of counts pooled over images this is CoNIC's mPQ+ (arXiv 2111.14485, 2303.06274).
     """
-    return _mean([q.pq for q in qualities])
+    return mean_of_known([q.pq for q in qualities])
 
 
 def mean_qualities(qualities: Sequence[PanopticQuality]) -> dict[str, float]:
@@ -74,8 +74,8 @@ def mean_qualities(qualities: Sequence[PanopticQuality]) -> dict[str, float]:
     """
     return {
         "PQ": mean_pq(qualities),
-        "SQ": _mean([q.sq for q in qualities]),
-        "RQ": _mean([q.rq for q in qualities]),
+        "SQ": mean_of_known([q.sq for q in qualities]),
+        "RQ": mean_of_known([q.rq for q in qualities]),
     }
 
 
@@ -84,7 +84,7 @@ def mean_pq_of_present(qualities: Iterable[PanopticQuality]) -> float:
 
     False positives of a class that the truth lacks go unpunished here; ``mean_pq`` counts that class as 0.
     """
-    return _mean([q.pq for q in qualities if q.n_true])
+    return mean_of_known([q.pq for q in qualities if q.n_true])
 
 
 def instance_quality(table: Overlaps) -> PanopticQuality:
@@ -193,6 +193,7 @@ def _segment_ids(planes: PanopticMap, n_classes: int, thing_ids: Sequence[int]) 
     return _SegmentIds(planes, is_thing)
 
 
-def _mean(values: list[float]) -> float:
+def mean_of_known(values: list[float]) -> float:
+    """Mean of those that are not nan; nan if all are."""
     known = [v for v in values if v == v]
     return sum(known) / len(known) if known else float("nan")

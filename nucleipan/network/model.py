@@ -1,8 +1,8 @@
-"""PanopticNet: one backbone, two pyramids, two heads.
+"""PanopticNet: one backbone, two heads.
 
-The instance pyramid spans strides 2 to 16 and stops early at stride 16: a nucleus is decided within about
+The instance head's decoder spans strides 2 to 16 and stops early at stride 16: a nucleus is decided within about
 ``INSTANCE_REACH_PX`` pixels, so tiles with that margin yield the same nuclei as the whole slide in one piece.
-The semantic pyramid spans strides 4 to 32: tissue is told by its wider surroundings.
+The semantic head's two-way pyramid spans strides 4 to 32: tissue is told by its wider surroundings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nucleipan.network.heads import InstanceHead, SemanticHead
 #: theory up to 138 pixels reach it, with vanishing weight).
 INSTANCE_REACH_PX = 128
 
-# Blocks of the backbone that feed the pyramids. The instance pyramid's coarsest is the first block of 112 channels at
+# Blocks of the backbone that feed the two heads. The instance head's coarsest is the first block of 112 channels at
 # stride 16: without it too little of the backbone is left to tell touching nuclei apart, further blocks reach far.
 _INSTANCE_BLOCKS = (0, 2, 4, 8)
 _SEMANTIC_BLOCKS = (2, 4, 10, 15)

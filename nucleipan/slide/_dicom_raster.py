@@ -18,10 +18,10 @@ import numpy as np
 import pydicom
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 
-from nucleipan.errors import SlideError
+from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
 from nucleipan.slide._headers import JPEG_END, claimed_shape
-from nucleipan.slide._types import check_decodable, check_shape, reason
+from nucleipan.slide._types import check_decodable, check_shape
 
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
 _JPEG = "1.2.840.10008.1.2.4.50"

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from nucleipan.errors import SlideError
+from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
 from nucleipan.slide._headers import JPEG_END, claimed_shape
-from nucleipan.slide._types import check_decodable, check_shape, reason
+from nucleipan.slide._types import check_decodable, check_shape
 
 JPEG = 7
 # Compressions that decode to the same pixels as the reference readers. 33003 (Aperio's YCbCr JPEG 2000, with

@@ -148,11 +148,6 @@ def check_region(slide: Slide, level: int, box: Box) -> None:
         raise RegionError(f"{slide.path}: {box} is not a part of level {level}, which spans {whole}")
 
 
-def reason(error: BaseException) -> str:
-    """What another package's error says, on one line and not endless."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def mean_mpp(x: float | None, y: float | None) -> float | None:
     """One pixel size from those of the axes, in micrometres; either may be missing.
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from nucleipan.errors import SlideError
+from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
-from nucleipan.slide._types import Level, check_region, make_levels, mean_mpp, reason, to_rgb
+from nucleipan.slide._types import Level, check_region, make_levels, mean_mpp, to_rgb
 
 
 class _Pixels(Protocol):

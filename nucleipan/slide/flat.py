@@ -13,10 +13,10 @@ from typing import Self
 import imagecodecs
 import numpy as np
 
-from nucleipan.errors import SlideError
+from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
 from nucleipan.slide._headers import JPEG_END, JPEG_MAGIC, PNG_MAGIC, claimed_shape
-from nucleipan.slide._types import MAX_DECODED_PIXELS, Level, check_decodable, check_region, make_levels, reason, to_rgb
+from nucleipan.slide._types import MAX_DECODED_PIXELS, Level, check_decodable, check_region, make_levels, to_rgb
 
 
 def is_flat(head: bytes) -> bool:

@@ -16,10 +16,10 @@ from typing import Any, Self
 import numpy as np
 import zarr
 
-from nucleipan.errors import SlideError
+from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
 from nucleipan.slide._tiff_metadata import UM_PER_UNIT
-from nucleipan.slide._types import Level, check_decodable, check_region, make_levels, mean_mpp, reason, to_rgb
+from nucleipan.slide._types import Level, check_decodable, check_region, make_levels, mean_mpp, to_rgb
 
 
 def is_ome_zarr(path: Path) -> bool:

@@ -14,9 +14,9 @@ from typing import Self
 import numpy as np
 import openslide
 
-from nucleipan.errors import SlideError
+from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
-from nucleipan.slide._types import Level, check_region, make_levels, mean_mpp, reason, to_rgb
+from nucleipan.slide._types import Level, check_region, make_levels, mean_mpp, to_rgb
 
 _BLOCK = 1024
 _NAMES = {

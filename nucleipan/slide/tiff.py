@@ -17,11 +17,11 @@ from typing import Self
 import numpy as np
 import tifffile
 
-from nucleipan.errors import SlideError
+from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
 from nucleipan.slide._tiff_metadata import OmePixels, aperio_value, is_aperio, parse_ome, resolution_mpp
 from nucleipan.slide._tiff_pages import SegmentCache, TiffPagePixels, TiffSource, UnsupportedTiffError
-from nucleipan.slide._types import Level, check_region, make_levels, mean_mpp, reason, to_rgb
+from nucleipan.slide._types import Level, check_region, make_levels, mean_mpp, to_rgb
 
 _MAX_PAGES = 64  # of the top level; a pyramid with its associated images has fewer than twenty
 _REDUCED, _MACRO = 1, 8  # bits of NewSubfileType; Aperio marks its macro image 9

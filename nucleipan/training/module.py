@@ -94,7 +94,7 @@ class PanopticTraining(pl.LightningModule):
         means = {folder: np.nanmean(scores, axis=0) for folder, scores in self._scores.items()}
         for folder, values in means.items():
             self.log_dict({f"val/{folder} {n}": float(v) for n, v in zip(("pq", "sq", "rq"), values, strict=True)})
-        self.log(MONITORED, float(np.mean([pq for pq, _, _ in means.values()])), prog_bar=True)
+        self.log(MONITORED, float(np.mean([pq for pq, _, _ in means.values()])))
 
     def _show(self, folder: str, image: np.ndarray, found: Any) -> None:
         """Outlines on the first image of a set, for TensorBoard."""
