@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nucleipan.errors import ConfigError, NucleipanError
-from nucleipan.exports.geojson import export_geojson
+from nucleipan.exports import FORMATS, ExportOptions, export_store
 from nucleipan.network.inference import choose_device
 from nucleipan.network.weights import DEFAULT_MODEL, Model, load_model, model_for
 from nucleipan.overlay import overlay_of_store, save_picture
@@ -125,8 +125,8 @@ def _model_name(path: Path, batch: BatchOptions) -> str:
 
 def _write_extras(path: Path, store: PanopticStore, batch: BatchOptions, model: Model) -> None:
     stem = store.path.name.removesuffix(".ome.zarr")
-    if "geojson" in batch.exports:
-        export_geojson(store, batch.out / f"{stem}.geojson.gz")
+    for name in batch.exports:
+        export_store(store, name, batch.out / f"{stem}{FORMATS[name].suffix}", ExportOptions(slide=path))
     if batch.overlay:
         n_pixels = store.shape[0] * store.shape[1]
         if n_pixels > _MAX_OVERLAY_PIXELS:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nucleipan.errors import ConfigError, DataError, ModelError, NucleipanError
+from nucleipan.exports import FORMATS
 
 if TYPE_CHECKING:
     from nucleipan.geometry import Box
@@ -24,8 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Panoptic nuclei segmentation of whole-slide H&E images. Research use only, not for diagnosis.",
 )
-
-_EXPORTS = ("geojson",)
 
 
 def main() -> None:
@@ -80,7 +79,9 @@ def segment(
     flips: Annotated[
         bool, typer.Option("--flips", help="Average over mirror images: a little more accurate, four times slower.")
     ] = False,
-    export: Annotated[str | None, typer.Option(help="Also write these formats, comma separated: geojson.")] = None,
+    export: Annotated[
+        str | None, typer.Option(help=f"Also write these formats, comma separated: {', '.join(FORMATS)}.")
+    ] = None,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write a picture with the outlines, <stem>.overlay.png.")
     ] = False,
@@ -140,16 +141,22 @@ def sample(
 @app.command()
 def export(
     store: Annotated[Path, typer.Argument(help="A store, <stem>.ome.zarr.")],
-    format: Annotated[str, typer.Option("--format", help="geojson (QuPath; gzipped when OUT ends in .gz).")],
-    out: Annotated[Path, typer.Option(help="File to write.")],
+    format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")],
+    out: Annotated[Path, typer.Option(help="File or folder to write.")],
+    roi: Annotated[
+        str | None, typer.Option(metavar="Y0,X0,Y1,X1", help="Write this part only, in full-resolution pixels.")
+    ] = None,
+    slide: Annotated[
+        Path | None, typer.Option(help="The slide itself, for formats that show it or refer to it.")
+    ] = None,
 ) -> None:
-    """Write a store's nuclei in another format."""
-    from nucleipan.exports.geojson import export_geojson
+    """Write a store in another format."""
+    from nucleipan.exports import ExportOptions, export_store
     from nucleipan.store import PanopticStore
 
     if len(_parse_exports(format)) != 1:
-        raise ConfigError(f"--format {format}: name one format; known: {', '.join(_EXPORTS)}")
-    n = export_geojson(PanopticStore.open(store), out)
+        raise ConfigError(f"--format {format}: name one format; known: {', '.join(FORMATS)}")
+    n = export_store(PanopticStore.open(store), format, out, ExportOptions(_parse_roi(roi), slide))
     print(f"{out}: {n} nuclei")
 
 
@@ -208,7 +215,7 @@ def _parse_roi(text: str | None) -> Box | None:
 
 def _parse_exports(text: str | None) -> tuple[str, ...]:
     formats = tuple(f.strip() for f in (text or "").split(",") if f.strip())
-    unknown = [f for f in formats if f not in _EXPORTS]
+    unknown = [f for f in formats if f not in FORMATS]
     if unknown:
-        raise ConfigError(f"unknown export format {', '.join(unknown)}; known: {', '.join(_EXPORTS)}")
+        raise ConfigError(f"unknown export format {', '.join(unknown)}; known: {', '.join(FORMATS)}")
     return formats

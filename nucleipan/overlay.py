@@ -6,8 +6,6 @@ lines, the line never covers a neighbour, and where the image ends it stays open
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.errors import DataError
+from nucleipan.files import whole_file
 from nucleipan.geometry import Box
 
 if TYPE_CHECKING:
@@ -140,13 +139,8 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
+    with whole_file(path) as temporary:
         Image.fromarray(picture).save(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 
 def _check_planes(image: np.ndarray, instances: np.ndarray, stuff: np.ndarray | None) -> None:

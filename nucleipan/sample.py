@@ -7,8 +7,6 @@ download never looks like a slide. The fallback is not silent: the result says w
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nucleipan.errors import DataError
+from nucleipan.files import whole_file
 from nucleipan.synthetic import SyntheticScene, write_slide, write_truth
 
 SAMPLE_URL = "https://openslide.cs.cmu.edu/download/openslide-testdata/Aperio/CMU-1-Small-Region.svs"
@@ -64,7 +63,8 @@ def fetch_sample(path: str | Path, *, opener: Opener = urllib.request.urlopen) -
         data = _download(opener)
     except (OSError, ValueError) as error:  # no network, HTTP errors, timeouts; a wrong checksum
         return _synthetic(path, reason=str(error) or type(error).__name__)
-    _replace(path, lambda temporary: temporary.write_bytes(data))
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
     return SampleResult(path, False, None, f"{path}: Aperio test slide CMU-1-Small-Region from {SAMPLE_URL}")
 
 
@@ -84,23 +84,8 @@ def _download(opener: Opener) -> bytes:
 def _synthetic(path: Path, reason: str) -> SampleResult:
     scene = SyntheticScene(_SYNTHETIC_SHAPE, seed=3)
     truth = path.with_name(f"{path.stem}_truth")
-    _replace(path, lambda temporary: write_slide(scene, temporary))
+    with whole_file(path) as temporary:
+        write_slide(scene, temporary)
     write_truth(scene, truth, stem=path.stem)
     message = f"{path}: synthetic slide, its truth in {truth}; the real sample could not be downloaded ({reason})"
     return SampleResult(path, True, truth, message)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path`` and move into place, so that there is never half a file."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            write(Path(name))
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); check space and permissions"
-        ) from error

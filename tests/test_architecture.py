@@ -30,7 +30,7 @@ ROOT = Path(nucleipan.__file__).parent
 # A unit is a top-level module or package. It may import units of lower layers, and nothing of its own layer but what
 # CHAINS grants.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "geometry", "classes"}),  # values
+    frozenset({"errors", "geometry", "classes", "files"}),  # values
     frozenset({"tiles", "ngff"}),  # arithmetic and documents
     frozenset({"slide", "panoptic", "polygons", "synthetic", "sample"}),  # images in, tiles out
     frozenset(
@@ -41,7 +41,13 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"batch", "cli"}),
 )
 # In each chain, a unit may import those before it.
-CHAINS = (("errors", "geometry", "classes"), ("synthetic", "sample"), ("overlay", "training"), ("batch", "cli"))
+CHAINS = (
+    ("errors", "geometry", "classes"),
+    ("errors", "files"),
+    ("synthetic", "sample"),
+    ("overlay", "training"),
+    ("batch", "cli"),
+)
 
 NUMPY_ONLY = LAYERS[0] | LAYERS[1]
 MAY_IMPORT = {

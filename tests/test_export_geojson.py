@@ -12,7 +12,7 @@ import pytest
 import shapely
 from stitch_oracle import random_truth, stitch_oracle
 
-from nucleipan.exports import export_geojson
+from nucleipan.exports.geojson import export_geojson
 from nucleipan.geometry import Box
 from nucleipan.stitch import StitchContext
 from nucleipan.store import PanopticStore

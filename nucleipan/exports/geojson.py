@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,18 +19,20 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from nucleipan.errors import DataError
+from nucleipan.exports.selection import nuclei_in
+from nucleipan.files import whole_file
+from nucleipan.geometry import Box
 from nucleipan.store import PanopticStore
 
 _NAMESPACE = uuid.UUID("6f2d3f5e-5d0c-5b5e-9a53-0f6f2f1c7a11")
 
 
-def export_geojson(store: PanopticStore, path: Path | str) -> int:
-    """Write all nuclei of ``store`` to ``path`` in one atomic step; returns how many."""
+def export_geojson(store: PanopticStore, path: Path | str, roi: Box | None = None) -> int:
+    """Write the nuclei of ``store``, or those in ``roi`` (level-0 pixels), to ``path``; returns how many."""
     n = 0
-    with _written_at_once(Path(path)) as file:
+    with whole_file(Path(path)) as temporary, _opened(temporary) as file:
         file.write(b'{"type": "FeatureCollection", "features": [')
-        for table in store.nuclei_batches():
+        for table in nuclei_in(store, roi):
             for feature in _features(table, store):
                 file.write(b",\n" if n else b"\n")
                 file.write(json.dumps(feature, separators=(",", ":")).encode())
@@ -70,20 +71,11 @@ def _rings(polygon: shapely.Polygon) -> list[list[list[float]]]:
 
 
 @contextmanager
-def _written_at_once(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name when it is whole; compressed without a time stamp for ``.gz``."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as raw:
-            if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", 5, raw, mtime=0) as packed:
-                    yield cast(IO[bytes], packed)
-            else:
-                yield raw
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another file") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """``path`` to write to, compressed without a time stamp where it ends in ``.gz``."""
+    with open(path, "wb") as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 5, raw, mtime=0) as packed:
+                yield cast(IO[bytes], packed)
+        else:
+            yield raw

@@ -11,11 +11,8 @@ No pickle anywhere: a header names dtype and shape, a part is bytes.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from nucleipan.errors import StoreError
+from nucleipan.files import whole_file
 
 _MAGIC = b"npantil1"
 _PREFIX = struct.Struct("<8sII")
@@ -44,20 +42,10 @@ def write_arrays(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, np.nd
         parts.append(part)
         offset += len(part)
     header = json.dumps({"meta": dict(meta), "arrays": entries}).encode()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(_PREFIX.pack(_MAGIC, len(header), zlib.crc32(header)))
-            file.write(header)
-            file.writelines(parts)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}); free space or permit writing"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with whole_file(path, StoreError) as temporary, open(temporary, "wb") as file:
+        file.write(_PREFIX.pack(_MAGIC, len(header), zlib.crc32(header)))
+        file.write(header)
+        file.writelines(parts)
 
 
 def read_arrays(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

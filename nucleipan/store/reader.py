@@ -138,11 +138,11 @@ class PanopticStore:
             StoreError: there is no such column.
         """
         batches = list(self.nuclei_batches(columns, box))
-        return pa.concat_tables(batches) if batches else self._schema(columns).empty_table()
+        return pa.concat_tables(batches) if batches else self.nuclei_schema(columns).empty_table()
 
     def nuclei_batches(self, columns: Sequence[str] | None = None, box: Box | None = None) -> Iterator[pa.Table]:
         """The rows of ``nuclei`` piece by piece, one per row group that meets the box."""
-        wanted = self._schema(columns).names
+        wanted = self.nuclei_schema(columns).names
         if box is None:
             for group in range(self._table.num_row_groups):
                 yield self._table.read_row_group(group, columns=wanted)
@@ -158,7 +158,12 @@ class PanopticStore:
     def _table(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.path / "nuclei.parquet", memory_map=True)
 
-    def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
+    def nuclei_schema(self, columns: Sequence[str] | None = None) -> pa.Schema:
+        """Names and types of the table's columns, all or those named.
+
+        Raises:
+            StoreError: there is no such column.
+        """
         schema = self._table.schema_arrow
         unknown = [name for name in columns or () if name not in schema.names]
         if unknown:

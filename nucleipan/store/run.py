@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nucleipan.errors import StoreError
+from nucleipan.files import whole_file
 from nucleipan.store.reader import PanopticStore, is_own_store
 from nucleipan.store.spec import StoreSpec
 
@@ -185,6 +185,5 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(document, indent=1))
-    os.replace(temporary, path)
+    with whole_file(path, StoreError) as temporary:
+        temporary.write_text(json.dumps(document, indent=1))

@@ -6,7 +6,6 @@ Lightning would pickle them. A run can be continued from a file that somebody se
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nucleipan.errors import ModelError
+from nucleipan.files import whole_file
 
 _HEADER_KEY = "nucleipan_training"
 _TENSOR, _PAIRS, _TUPLE = "__tensor__", "__pairs__", "__tuple__"
@@ -31,11 +31,8 @@ class SafetensorsCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         tensors: dict[str, Tensor] = {}
         header = json.dumps(_to_json(checkpoint, tensors))
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(save(tensors, metadata={_HEADER_KEY: header}))
-        os.replace(temporary, path)
+        with whole_file(Path(path)) as temporary:
+            temporary.write_bytes(save(tensors, metadata={_HEADER_KEY: header}))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
