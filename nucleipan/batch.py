@@ -17,10 +17,11 @@ from nucleipan.exports import FORMATS, ExportOptions, export_store
 from nucleipan.network.inference import choose_device
 from nucleipan.network.weights import DEFAULT_MODEL, Model, load_model, model_for
 from nucleipan.overlay import overlay_of_store, save_picture
+from nucleipan.segment import Executor, SegmentOptions, SegmentResult, check_tile, segment_slide, store_path
 from nucleipan.segment import Progress as ProgressCall
-from nucleipan.segment import SegmentOptions, SegmentResult, check_tile, segment_slide, store_path
 from nucleipan.slide import at_mpp, is_slide, open_slide
 from nucleipan.store import PanopticStore, is_own_store
+from nucleipan.summary import BatchSummary
 
 AUTO_MODEL = "auto"
 _MAX_OVERLAY_PIXELS = 100_000_000
@@ -38,6 +39,8 @@ class BatchOptions:
             pixel size.
         exports: formats to write beside each store, e.g. ``("geojson",)``.
         overlay: whether to write a picture with the outlines beside each store.
+        workers: processes of this machine that compute tiles; 1 means this one.
+        scheduler: address of a dask scheduler whose workers compute the tiles instead.
     """
 
     out: Path
@@ -45,6 +48,8 @@ class BatchOptions:
     options: SegmentOptions
     exports: tuple[str, ...] = ()
     overlay: bool = False
+    workers: int = 1
+    scheduler: str | None = None
 
 
 def find_slides(inputs: Sequence[Path]) -> list[Path]:
@@ -88,31 +93,61 @@ def _is_wanted(path: Path) -> bool:
 
 
 def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
-    """Segment every slide; one line each on stdout, one per failure on stderr. Returns how many failed.
+    """Segment every slide, the largest first; one line each on stdout, one per failure on stderr.
+
+    Of several slides, ``summary.csv`` in the output folder tells how each fared. Returns how many failed.
 
     Raises:
         ModelError: the model cannot be loaded (nothing is done then).
+        ConfigError: the scheduler does not answer, or the extra for it is not installed.
     """
     check_tile(batch.options.tile)
     choose_device(batch.options.device)
     load = cache(load_model)
     if batch.model != AUTO_MODEL:
         load(batch.model)
-    n_failed = 0
-    for path in slides:
-        try:
-            model = load(_model_name(path, batch))
-            with _shown_progress(path.name) as progress:
-                result = segment_slide(path, batch.out, model, batch.options, progress=progress)
-            _write_extras(path, result.store, batch, model)
-        except Exception as error:  # whatever it is, it is counted and said, and the other slides go on
-            n_failed += 1
-            print(f"nucleipan: {_failure(path, error)}", file=sys.stderr)
-        else:
-            print(_summary_line(path, result), flush=True)
-            for note in result.notes:
-                print(f"nucleipan: {path}: {note}", file=sys.stderr)
-    return n_failed
+    summary = BatchSummary()
+    with _executor(batch) as executor:
+        for path in sorted(slides, key=_n_bytes, reverse=True):
+            try:
+                model = load(_model_name(path, batch))
+                with _shown_progress(path.name) as progress:
+                    result = segment_slide(path, batch.out, model, batch.options, executor=executor, progress=progress)
+                _write_extras(path, result.store, batch, model)
+            except Exception as error:  # whatever it is, it is counted and said, and the other slides go on
+                line = _failure(path, error)
+                print(f"nucleipan: {line}", file=sys.stderr)
+                summary.add_failure(path, line)
+            else:
+                print(_summary_line(path, result), flush=True)
+                for note in result.notes:
+                    print(f"nucleipan: {path}: {note}", file=sys.stderr)
+                summary.add(path, result)
+            if len(slides) > 1 and batch.out.is_dir():
+                summary.write(batch.out / "summary.csv")
+    return summary.n_failed
+
+
+@contextmanager
+def _executor(batch: BatchOptions) -> Iterator[Executor | None]:
+    """Where tiles are computed; None is here."""
+    if batch.workers == 1 and batch.scheduler is None:
+        yield None
+        return
+    try:
+        from nucleipan.cluster import connected_cluster, local_cluster
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--workers and --scheduler need the package {error.name}; pip install 'nucleipan[cluster]'"
+        ) from error
+    with connected_cluster(batch.scheduler) if batch.scheduler else local_cluster(batch.workers) as executor:
+        yield executor
+
+
+def _n_bytes(path: Path) -> int:
+    """Size on disk, which tells which slide takes longest well enough; 0 for what is missing."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files if f.is_file())
 
 
 def _model_name(path: Path, batch: BatchOptions) -> str:

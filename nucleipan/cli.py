@@ -68,6 +68,11 @@ def segment(
         typer.Option(help="Micrometres per pixel at full resolution, if the slide does not say (or says wrong)."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share this machine's cores or GPUs.")] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Compute on the workers of this dask scheduler (an address or a file)."),
+    ] = None,
     roi: Annotated[
         str | None, typer.Option(metavar="Y0,X0,Y1,X1", help="Segment this part only, in full-resolution pixels.")
     ] = None,
@@ -93,7 +98,9 @@ def segment(
     if mpp is not None and not 0.01 <= mpp <= 100:
         raise ConfigError(f"--mpp {mpp}: expected micrometres per pixel from 0.01 to 100, such as 0.25")
     options = SegmentOptions(mpp, device, _parse_roi(roi), tile, overwrite, with_image, flips)
-    wanted = BatchOptions(out, model, options, _parse_exports(export), overlay)
+    if workers > 1 and scheduler is not None:
+        raise ConfigError("--workers starts processes here, --scheduler uses those of a cluster; pass one of them")
+    wanted = BatchOptions(out, model, options, _parse_exports(export), overlay, workers, scheduler)
     n_failed = segment_batch(find_slides(inputs), wanted)
     if n_failed:
         raise typer.Exit(1)

@@ -21,14 +21,13 @@ from nucleipan.errors import DataError, NucleipanError, reason
 def whole_file(path: Path, error: type[NucleipanError] = DataError) -> Iterator[Path]:
     """A name to write to; when the block ends well, it becomes ``path``, replacing what is there.
 
-    The name ends like ``path``, for writers that decide by the suffix. Missing folders are made.
+    The name ends like ``path``, for writers that decide by the suffix. The folder must exist.
 
     Raises:
         error: the file cannot be written (any ``OSError`` in the block).
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as failure:

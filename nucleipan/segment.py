@@ -3,62 +3,40 @@
     open_slide -> at_mpp -> TileGrid -> read + transform -> network -> decode -> tile file     (per tile)
     assemble -> publish                                                                        (once)
 
-Three threads work side by side: one reads ahead, one runs the network, one decodes and writes. A tile is done when
-its file is there, so a run that was stopped continues with the tiles that are missing.
+What happens to a tile is in ``pipeline``; an ``Executor`` says where. A tile is done when its file is there, so a run
+that was stopped continues with the tiles that are missing.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from monai.transforms import Compose
-from torch import Tensor
 
 from nucleipan import __version__
-from nucleipan.classes import PanopticClasses
 from nucleipan.errors import ConfigError, RegionError
 from nucleipan.geometry import Box
-from nucleipan.network.fusion import decode_tile
-from nucleipan.network.inference import InferenceNetwork, choose_device
-from nucleipan.network.model import HeadOutputs
+from nucleipan.network.inference import choose_device
 from nucleipan.network.weights import Model, ModelInfo
-from nucleipan.panoptic import PanopticTile
-from nucleipan.slide import Slide, SlideView, TissueMask, at_mpp, open_slide, tissue_mask
+from nucleipan.pipeline import Network, TileJob, compute_tiles, write_glass
+from nucleipan.slide import Slide, SlideView, at_mpp, open_slide, tissue_mask
 from nucleipan.slide.fingerprint import fingerprint
-from nucleipan.stitch import (
-    Overview,
-    StitchContext,
-    StitchSummary,
-    StoreLayout,
-    assemble,
-    finished_tiles,
-    tile_record,
-    write_record,
-)
-from nucleipan.store import PanopticStore, Run, StoreSpec, exclusive, open_or_resume
+from nucleipan.stitch import Overview, StitchContext, StitchSummary, StoreLayout, assemble, finished_tiles
+from nucleipan.store import PanopticStore, StoreSpec, exclusive, open_or_resume
 from nucleipan.tiles import Tile, TileGrid
-from nucleipan.transforms import SlideTiles
 
-#: ``network`` of ``segment_slide``: float[B, 3, H, W] in [0, 1] -> HeadOutputs.
-Network = Callable[[Tensor], HeadOutputs]
+#: Computes tiles of a job and yields each when its file is there, in any order.
+Executor = Callable[[TileJob, Sequence[Tile]], Iterable[Tile]]
 #: Called after every finished tile with the number done, the number in all and the name of the step.
 Progress = Callable[[int, int, str], None]
 
 DEFAULT_TILE = 2048
 _OVERVIEW_SIDE = 4096
-_AHEAD = 2
 _SAME_MPP = 0.05
-
-_T = TypeVar("_T")
-_U = TypeVar("_U")
 
 
 @dataclass(frozen=True)
@@ -107,6 +85,7 @@ def segment_slide(
     *,
     network: Network | None = None,
     transform: Callable[[SlideView], Compose] | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> SegmentResult:
     """Segment one slide into ``out/<stem>.ome.zarr``.
@@ -116,6 +95,7 @@ def segment_slide(
         network: replaces the model's own network (an oracle in tests, another runtime).
         transform: builds the transforms that turn a tile into the network's input; see ``nucleipan.transforms``.
             Neither is part of what identifies a run: after changing one, start anew with ``overwrite``.
+        executor: computes the tiles elsewhere (see ``nucleipan.cluster``); in this process by default.
 
     Raises:
         SlideError, MissingPixelSizeError, RegionError: the slide cannot be used as asked.
@@ -124,7 +104,7 @@ def segment_slide(
     """
     options = options or SegmentOptions()
     progress = progress or (lambda done, total, step: None)
-    device = choose_device(options.device)
+    choose_device(options.device)  # refuse a wrong one before anything is begun
     began = time.perf_counter()
     target = store_path(path, out)
     with open_slide(path) as slide, exclusive(target):
@@ -135,8 +115,11 @@ def segment_slide(
         if run.is_finished:
             return _result(PanopticStore.open(run.path), grid, 0, began, notes, None)
         context = StitchContext(grid, view.level0_per_pixel)
-        network = network or InferenceNetwork(model.network, device, flips=options.flips)
-        n_computed = _compute_tiles(run, view, context, _Stages(model.info, network, transform), progress)
+        job = TileJob(
+            path.absolute(), options.mpp, run.tiles_folder.absolute(), context, tissue_mask(view), model,
+            options.device, options.flips, network=network, transform=transform,
+        )  # fmt: skip
+        n_computed = _compute_missing(job, grid, executor or partial(compute_tiles, view=view), progress)
         progress(0, 1, "stitching")
         layout = StoreLayout(path.name, model.info.classes, view.mpp, attributes=run.attributes())
         summary = assemble(run.folder, run.tiles_folder, context, layout, _overview(view, options.with_image))
@@ -180,83 +163,22 @@ def store_path(slide_path: Path, out: Path) -> Path:
     return out / f"{Path(name).stem}.ome.zarr"
 
 
-@dataclass(frozen=True)
-class _Stages:
-    info: ModelInfo
-    network: Network
-    transform: Callable[[SlideView], Compose] | None
-
-
-def _compute_tiles(run: Run, view: SlideView, context: StitchContext, stages: _Stages, progress: Progress) -> int:
-    """Every tile that has no file yet: read, segment, write. Returns how many went through the network."""
-    tissue = tissue_mask(view)
-    done = {(t.row, t.col) for t in finished_tiles(run.tiles_folder, context.grid)}
-    todo = [t for t in context.grid if (t.row, t.col) not in done]
+def _compute_missing(job: TileJob, grid: TileGrid, executor: Executor, progress: Progress) -> int:
+    """Every tile that has no file yet. Returns how many went through the network."""
+    done = {(t.row, t.col) for t in finished_tiles(job.folder, grid)}
     busy = []
-    for tile in todo:
-        if tissue.any_in(tile.outer):
+    for tile in grid:
+        if (tile.row, tile.col) in done:
+            continue
+        if job.tissue.any_in(tile.outer):
             busy.append(tile)
         else:
-            write_record(run.tiles_folder, tile_record(_glass(tile, stages.info.classes), context))
-    n_before = len(context.grid) - len(busy)
-    progress(n_before, len(context.grid), "segmenting")
-    transform = stages.transform(view) if stages.transform else None
-    tiles = SlideTiles(view, busy, transform)
-
-    def finish(item: tuple[Tile, HeadOutputs]) -> None:
-        tile, outputs = item
-        panoptic = _decode(tile, outputs, tissue, view.mpp, stages.info)
-        write_record(run.tiles_folder, tile_record(panoptic, context))
-
-    def compute(items: Iterable[dict[str, Any]]) -> Iterator[tuple[Tile, HeadOutputs]]:
-        for item in items:
-            yield item["tile"], stages.network(torch.as_tensor(item["image"])[None])
-
-    with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "decode") as decoding:
-        images = _in_order(reading, tiles.__getitem__, range(len(busy)))
-        for n, _ in enumerate(_in_order(decoding, finish, compute(images)), 1):
-            progress(n_before + n, len(context.grid), "segmenting")
+            write_glass(job, tile)
+    n_before = len(grid) - len(busy)
+    progress(n_before, len(grid), "segmenting")
+    for n, _ in enumerate(executor(job, busy), 1):
+        progress(n_before + n, len(grid), "segmenting")
     return len(busy)
-
-
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:
-    """Results of ``work`` in order, with at most `_AHEAD` items under way; the first error stops everything."""
-    pending: deque[Future[_U]] = deque()
-    for item in items:
-        pending.append(pool.submit(work, item))
-        if len(pending) > _AHEAD:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _decode(tile: Tile, outputs: HeadOutputs, tissue: TissueMask, mpp: float, info: ModelInfo) -> PanopticTile:
-    """Decode, with glass settled by the tissue mask: whether a tile was skipped must not show in the result."""
-    on_tissue = tissue.cut(tile.outer)
-    if on_tissue.all():
-        return decode_tile(outputs, tile, info.classes, mpp, info.decode)
-    h, w = tile.outer.shape
-    nucleus = outputs.nucleus.clone()
-    glass = torch.from_numpy(~on_tissue).to(nucleus.device)
-    nucleus[0, 0, :h, :w][glass] = -torch.inf
-    panoptic = decode_tile(
-        HeadOutputs(outputs.semantic, nucleus, outputs.offsets), tile, info.classes, mpp, info.decode
-    )
-    panoptic.stuff[~on_tissue] = glass_id(info.classes)
-    return panoptic
-
-
-def _glass(tile: Tile, classes: PanopticClasses) -> PanopticTile:
-    """A tile without tissue."""
-    h, w = tile.outer.shape
-    none = np.zeros((0, len(classes.things)), np.float32)
-    stuff = np.full((h, w), glass_id(classes), np.uint8)
-    return PanopticTile(tile, stuff, np.zeros((h, w), np.int32), none, none[:, 0])
-
-
-def glass_id(classes: PanopticClasses) -> int:
-    """Id of the class ``background``, 0 (void) where a model has none."""
-    return next((c.id for c in classes.stuff if c.name == "background"), 0)
 
 
 def _overview(view: SlideView, with_image: bool) -> Overview:

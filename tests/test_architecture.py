@@ -36,26 +36,30 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"network", "transforms", "stitch", "store", "metrics", "datasets"}
     ),  # one job each, unaware of the others
-    frozenset({"segment", "evaluate", "exports", "overlay", "describe", "training"}),  # jobs put together
+    frozenset(
+        {"pipeline", "segment", "cluster", "evaluate", "exports", "overlay", "describe", "training"}
+    ),  # jobs put together
     frozenset({"config"}),
-    frozenset({"batch", "cli"}),
+    frozenset({"summary", "batch", "cli"}),
 )
 # In each chain, a unit may import those before it.
 CHAINS = (
     ("errors", "geometry", "classes"),
     ("errors", "files"),
     ("synthetic", "sample"),
+    ("pipeline", "segment", "cluster"),
     ("overlay", "training"),
-    ("batch", "cli"),
+    ("summary", "batch", "cli"),
 )
 
 NUMPY_ONLY = LAYERS[0] | LAYERS[1]
 MAY_IMPORT = {
-    "torch": {"network", "transforms", "segment", "training"},
-    "monai": {"network", "transforms", "segment", "training"},
+    "torch": {"network", "transforms", "pipeline", "training"},
+    "monai": {"network", "transforms", "pipeline", "segment", "training"},
     "pytorch_lightning": {"training"},
     "yaml": {"config"},
     "typer": {"cli"},
+    "distributed": {"cluster"},
 }
 
 

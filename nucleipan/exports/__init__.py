@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nucleipan.errors import ConfigError
+from nucleipan.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from nucleipan.geometry import Box
@@ -53,6 +53,7 @@ def export_store(store: PanopticStore, name: str, path: Path, options: ExportOpt
     """
     options = options or ExportOptions()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         match name:
             case "geojson":
                 from nucleipan.exports.geojson import export_geojson
@@ -60,6 +61,8 @@ def export_store(store: PanopticStore, name: str, path: Path, options: ExportOpt
                 return export_geojson(store, path, options.roi)
             case _:
                 raise ConfigError(f"unknown export format {name!r}; known: {', '.join(FORMATS)}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another name") from error
     except ModuleNotFoundError as error:
         extra = FORMATS[name].extra
         raise ConfigError(f"{name} needs the package {error.name}; pip install 'nucleipan[{extra}]'") from error

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,22 @@ class ModelInfo:
     sha256: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
-    """A network with trained weights and what is known about it."""
+    """A network with trained weights and what is known about it.
+
+    A model that came from a file, ``source`` (or the name of an embedded one), is sent to other processes by that name:
+    they load it themselves, once, and refuse another file of the same name.
+    """
 
     info: ModelInfo
     network: PanopticNet
+    source: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.source is None:
+            return Model, (self.info, self.network)
+        return _load_same, (self.source, self.info.sha256)
 
 
 def embedded_models() -> dict[str, Path]:
@@ -84,7 +95,17 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     network = build_network(info.network, info.classes)
     _check_tensors(path, tensors, network.state_dict())
     network.load_state_dict(tensors)
-    return Model(info, network.eval())
+    is_embedded = str(name_or_path) in embedded_models()
+    return Model(info, network.eval(), str(name_or_path) if is_embedded else str(path.absolute()))
+
+
+@lru_cache(maxsize=2)
+def _load_same(source: str, sha256: str) -> Model:
+    """The model from ``source`` if it is the one that was meant."""
+    model = load_model(source)
+    if model.info.sha256 != sha256:
+        raise ModelError(f"model {source} differs between the machines of this run; install the same version on all")
+    return model
 
 
 def read_model_info(name_or_path: str | Path) -> ModelInfo:

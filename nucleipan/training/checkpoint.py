@@ -31,7 +31,9 @@ class SafetensorsCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         tensors: dict[str, Tensor] = {}
         header = json.dumps(_to_json(checkpoint, tensors))
-        with whole_file(Path(path)) as temporary:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={_HEADER_KEY: header}))
 
     def load_checkpoint(

@@ -1,0 +1,153 @@
+"""What happens to a tile: read, transform, network, decode, file.
+
+    view.read + transform  ->  network  ->  decode + tile file         (three threads, side by side)
+
+Reading ahead, computing and decoding overlap, so that the slowest of the three sets the pace. A tile is done when its
+file is there: any process may compute any tile at any time, twice if need be, and nothing has to be told to anybody.
+``TileJob`` holds what a process must know for that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+from torch import Tensor
+
+from nucleipan.classes import PanopticClasses
+from nucleipan.network.fusion import decode_tile
+from nucleipan.network.inference import InferenceNetwork, choose_device
+from nucleipan.network.model import HeadOutputs
+from nucleipan.network.weights import Model
+from nucleipan.panoptic import PanopticTile
+from nucleipan.slide import SlideView, TissueMask, at_mpp, open_slide
+from nucleipan.stitch import StitchContext, tile_record, write_record
+from nucleipan.tiles import Tile
+from nucleipan.transforms import SlideTiles
+
+#: float[B, 3, H, W] in [0, 1] -> HeadOutputs.
+Network = Callable[[Tensor], HeadOutputs]
+
+_AHEAD = 2
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+@dataclass(frozen=True, eq=False)
+class TileJob:
+    """What a process must know to compute tiles of a run; it can be sent to another machine.
+
+    Attributes:
+        slide: path of the slide, and ``mpp``, its pixel size where that was given by the user.
+        folder: where the files of finished tiles go. Both must be reachable from where tiles are computed.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``, of the machine that computes.
+        n_threads: of the network on a CPU; None leaves it to torch.
+        network: replaces the model's own network.
+        transform: builds the transforms that turn a tile into the network's input.
+    """
+
+    slide: Path
+    mpp: float | None
+    folder: Path
+    context: StitchContext
+    tissue: TissueMask
+    model: Model
+    device: str = "auto"
+    flips: bool = False
+    n_threads: int | None = None
+    network: Network | None = None
+    transform: Callable[[SlideView], Compose] | None = None
+
+
+def compute_tiles(job: TileJob, tiles: Sequence[Tile], view: SlideView | None = None) -> Iterator[Tile]:
+    """Segment ``tiles`` and write their files; yields each tile when its file is there.
+
+    ``view`` is the job's slide in the job's grid if it is open already.
+
+    Raises:
+        SlideError: the slide cannot be read.
+        StoreError: a file cannot be written.
+        ModelError: the device does not exist.
+    """
+    if view is None:
+        with open_slide(job.slide) as slide:
+            yield from _compute(job, tiles, at_mpp(slide, job.model.info.mpp, job.mpp))
+    else:
+        yield from _compute(job, tiles, view)
+
+
+def write_glass(job: TileJob, tile: Tile) -> None:
+    """Write the file of a tile without tissue: nothing to compute."""
+    h, w = tile.outer.shape
+    classes = job.model.info.classes
+    none = np.zeros((0, len(classes.things)), np.float32)
+    stuff = np.full((h, w), glass_id(classes), np.uint8)
+    empty = PanopticTile(tile, stuff, np.zeros((h, w), np.int32), none, none[:, 0])
+    write_record(job.folder, tile_record(empty, job.context))
+
+
+def glass_id(classes: PanopticClasses) -> int:
+    """Id of the class ``background``, 0 (void) where a model has none."""
+    return next((c.id for c in classes.stuff if c.name == "background"), 0)
+
+
+def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[Tile]:
+    if job.n_threads is not None:
+        torch.set_num_threads(job.n_threads)
+    network = job.network or _ready(job.model, job.device, job.flips)
+    dataset = SlideTiles(view, tiles, job.transform(view) if job.transform else None)
+
+    def segmented(items: Iterable[dict[str, Any]]) -> Iterator[tuple[Tile, HeadOutputs]]:
+        for item in items:
+            yield item["tile"], network(torch.as_tensor(item["image"])[None])
+
+    def finish(item: tuple[Tile, HeadOutputs]) -> Tile:
+        tile, outputs = item
+        panoptic = _decode(tile, outputs, job, view.mpp)
+        write_record(job.folder, tile_record(panoptic, job.context))
+        return tile
+
+    with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "decode") as decoding:
+        images = _in_order(reading, dataset.__getitem__, range(len(tiles)))
+        yield from _in_order(decoding, finish, segmented(images))
+
+
+@lru_cache(maxsize=1)
+def _ready(model: Model, device: str, flips: bool) -> Network:
+    """The model's network, prepared; kept for the next slide or the next few tiles."""
+    return InferenceNetwork(model.network, choose_device(device), flips=flips)
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:
+    """Results of ``work`` in order, with at most `_AHEAD` items under way; the first error stops everything."""
+    pending: deque[Future[_U]] = deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) > _AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _decode(tile: Tile, outputs: HeadOutputs, job: TileJob, mpp: float) -> PanopticTile:
+    """Decode, with glass settled by the tissue mask: whether a tile was skipped must not show in the result."""
+    info, on_tissue = job.model.info, job.tissue.cut(tile.outer)
+    if on_tissue.all():
+        return decode_tile(outputs, tile, info.classes, mpp, info.decode)
+    h, w = tile.outer.shape
+    nucleus = outputs.nucleus.clone()
+    glass = torch.from_numpy(~on_tissue).to(nucleus.device)
+    nucleus[0, 0, :h, :w][glass] = -torch.inf
+    outputs = HeadOutputs(outputs.semantic, nucleus, outputs.offsets)
+    panoptic = decode_tile(outputs, tile, info.classes, mpp, info.decode)
+    panoptic.stuff[~on_tissue] = glass_id(info.classes)
+    return panoptic
