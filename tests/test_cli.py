@@ -7,6 +7,7 @@ what it finds does not matter here.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -220,8 +221,42 @@ def test_a_failed_slide_does_not_stop_the_others(cli: Cli, slide: Path, model: P
     assert len(complaints) == 1
     assert str(folder / "a_cut.tiff") in complaints[0]
     assert str(out / "z_good.ome.zarr") in done.stdout
-    assert [p.name for p in out.iterdir()] == ["z_good.ome.zarr"]
+    assert sorted(p.name for p in out.iterdir()) == ["summary.csv", "z_good.ome.zarr"]
     PanopticStore.open(out / "z_good.ome.zarr")
+
+
+def test_the_largest_slide_comes_first_and_all_are_in_the_summary(
+    cli: Cli, slide: Path, model: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    folder.mkdir()
+    write_slide(SyntheticScene((SHAPE[0] * 2, SHAPE[1] * 2), seed=6), folder / "z_large.tiff", levels=1)
+    shutil.copy(slide, folder / "a_small.tiff")
+    (folder / "=HYPERLINK(1).tif").write_bytes(b"no slide")
+    done = cli("segment", folder, "--out", out, "--model", model)
+    assert done.code == 1
+    assert [Path(line.split(":")[0]).name for line in done.stdout.splitlines()] == ["z_large.tiff", "a_small.tiff"]
+    with open(out / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(Path(r["slide"]).name, r["status"]) for r in rows] == [
+        ("z_large.tiff", "done"), ("a_small.tiff", "done"), ("=HYPERLINK(1).tif", "failed"),
+    ]  # fmt: skip
+    assert int(rows[0]["nuclei"]) == PanopticStore.open(out / "z_large.ome.zarr").n_nuclei > 0
+    assert "expected TIFF" in rows[2]["notes"]
+    again = cli("segment", folder / "a_small.tiff", "--out", out, "--model", model)
+    assert "was finished already" in again.stdout
+    assert len((out / "summary.csv").read_text().splitlines()) == 4, "a single slide leaves the summary alone"
+
+
+def test_workers_of_this_machine(cli: Cli, slide: Path, model: Path, segmented: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    done = cli("segment", slide, "--out", tmp_path, "--model", model, "--device", "cpu", "--workers", "2")
+    assert done.code == 0, done.stderr
+    here, there = (PanopticStore.open(p / "good.ome.zarr") for p in (segmented, tmp_path))
+    assert here.nuclei().equals(there.nuclei())
+    both = cli("segment", slide, "--out", tmp_path, "--workers", "2", "--scheduler", "tcp://127.0.0.1:9")
+    assert both.code == 2
+    assert "pass one of them" in both.stderr
 
 
 def refused(cli: Cli, slide: Path, model: Path | str, out: Path, *options: str, code: int = 1) -> str:

@@ -6,6 +6,8 @@ slide (red: class, green and blue: offset to the nucleus's centre).
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,30 @@ def test_an_interrupted_run_continues(slide, reference, tmp_path):
     again = segment_slide(slide, tmp_path, model(), options, network=stops)
     assert again.summary is None
     assert again.n_computed == 0
+
+
+@pytest.mark.parametrize("fails_at", [0, 3, 9, 30])
+def test_a_full_disk_leaves_a_run_that_can_be_resumed(slide, reference, tmp_path, monkeypatch, fails_at):
+    """The disk fills up at a write of a tile, or (the last) while zarr writes the store's arrays."""
+    n_files, replace = 0, os.replace
+
+    def full(source, target, **kwargs):
+        nonlocal n_files
+        n_files += 1
+        if n_files > fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        segment_slide(slide, tmp_path, model(), SegmentOptions(tile=128), network=oracle)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert not store_path(slide, tmp_path).exists()
+    result = segment_slide(slide, tmp_path, model(), SegmentOptions(tile=128), network=oracle)
+    assert files(result.store.path) == files(reference.store.path)
+    if fails_at == 9:
+        assert result.n_computed < result.n_tiles
 
 
 def test_another_model_is_refused_unless_asked(slide, tmp_path):
