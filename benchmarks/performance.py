@@ -35,8 +35,8 @@ import torch
 
 from nucleipan.geometry import Box
 from nucleipan.network.fusion import decode_tile
-from nucleipan.network.inference import InferenceNetwork, choose_device
 from nucleipan.network.weights import load_model
+from nucleipan.pipeline import _ready, choose_backend
 from nucleipan.segment import SegmentOptions, plan_tiles, segment_slide
 from nucleipan.slide import at_mpp, open_slide, tissue_mask
 from nucleipan.stitch import StitchContext, tile_record, write_record
@@ -57,6 +57,7 @@ def main() -> None:
         command.add_argument("slide", type=Path)
         command.add_argument("--model", default="nucleipan-fast")
         command.add_argument("--tile", type=int, default=2048)
+        command.add_argument("--backend", default="auto")
         command.set_defaults(run=run)
     command = commands.add_parser("scaling")
     command.add_argument("--gpx", type=float, nargs="+", default=[0.1, 1.0, 4.0])
@@ -94,11 +95,11 @@ class Clock:
 
 def stages(args: argparse.Namespace) -> None:
     model, clock = load_model(args.model), Clock()
-    network = InferenceNetwork(model.network, choose_device("auto"))
+    network = _ready(model, "auto", choose_backend(args.backend, "auto"), False, None)
     with tempfile.TemporaryDirectory() as scratch, open_slide(args.slide) as slide:
         view = at_mpp(slide, model.info.mpp)
         grid = plan_tiles(view, SegmentOptions(tile=args.tile), model.info.margin)
-        tissue, context = tissue_mask(view), StitchContext(grid, view.level0_per_pixel)
+        tissue, context = tissue_mask(view), StitchContext(grid, view.level0_per_pixel, mpp=view.mpp)
         tiles = [t for t in grid if tissue.any_in(t.outer)]
         n_pixels = sum(t.core.area for t in tiles)
         for is_warm in (False, True):  # the first tile compiles, and fills caches
@@ -111,7 +112,7 @@ def stages(args: argparse.Namespace) -> None:
                 with clock("decode") if is_warm else _nothing():
                     panoptic = decode_tile(outputs, tile, model.info.classes, view.mpp, model.info.decode)
                 with clock("stitch (tile)") if is_warm else _nothing():
-                    record = tile_record(panoptic, context)
+                    record = tile_record(panoptic, context, item["pixels"])
                 with clock("write (tile)") if is_warm else _nothing():
                     write_record(Path(scratch), record)
         with clock("ceiling: labels to zarr"):
@@ -119,7 +120,7 @@ def stages(args: argparse.Namespace) -> None:
     with open_slide(args.slide) as slide, clock("ceiling: JPEG of all tissue tiles"):
         _decode_alone(at_mpp(slide, model.info.mpp), tiles)
     for _ in range(2):  # the second finds everything compiled
-        whole_run = _whole(args.slide, args.model, args.tile)
+        whole_run = _whole(args.slide, args.model, args.tile, args.backend)
     print(
         f"{args.slide.name}, {model.info.name}: {len(tiles)} tiles of {args.tile} with tissue, {n_pixels / 1e6:.1f} MP"
     )
@@ -160,15 +161,16 @@ def _write_labels_alone(folder: Path, shape: tuple[int, int]) -> None:
 
 def whole(args: argparse.Namespace) -> None:
     """One run in this process, as JSON on the last line."""
-    print(json.dumps(_run(args.slide, args.model, args.tile)))
+    print(json.dumps(_run(args.slide, args.model, args.tile, args.backend)))
 
 
-def _whole(slide: Path, model: str, tile: int) -> dict[str, Any]:
+def _whole(slide: Path, model: str, tile: int, backend: str = "auto") -> dict[str, Any]:
     command = [sys.executable, __file__, "whole", str(slide), "--model", model, "--tile", str(tile)]
+    command += ["--backend", backend]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def _run(slide: Path, model_name: str, tile: int) -> dict[str, Any]:
+def _run(slide: Path, model_name: str, tile: int, backend: str) -> dict[str, Any]:
     clock, model = Clock(), load_model(model_name)
     # What assembling is made of, and the mask: the steps whose cost could grow faster than the slide.
     segment, stitching = sys.modules["nucleipan.segment"], sys.modules["nucleipan.stitch.assemble"]
@@ -184,10 +186,12 @@ def _run(slide: Path, model_name: str, tile: int) -> dict[str, Any]:
     )
     patches = [mock.patch.object(m, f, clock.around(name, getattr(m, f))) for m, f, name in steps]
     with tempfile.TemporaryDirectory() as out:
+        # A first, small run loads and compiles what every process must.
+        segment_slide(slide, Path(out) / "small", model, SegmentOptions(roi=_corner(slide), backend=backend))
         for patch in patches:
             patch.start()
         with clock("total"):
-            result = segment_slide(slide, Path(out), model, SegmentOptions(tile=tile))
+            result = segment_slide(slide, Path(out), model, SegmentOptions(tile=tile, backend=backend))
         for patch in patches:
             patch.stop()
         store = result.store
@@ -198,6 +202,13 @@ def _run(slide: Path, model_name: str, tile: int) -> dict[str, Any]:
             "n_nuclei": store.n_nuclei,
             "mm2": store.shape[0] * store.shape[1] * store.mpp**2 / 1e6,
         }
+
+
+def _corner(slide: Path) -> Box:
+    """A small piece from the middle of a slide."""
+    with open_slide(slide) as opened:
+        h, w = opened.levels[0].shape
+    return Box(h // 2, w // 2, min(h, h // 2 + 512), min(w, w // 2 + 512))
 
 
 def scaling(args: argparse.Namespace) -> None:

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nucleipan.errors import ConfigError, NucleipanError
 from nucleipan.exports import FORMATS, ExportOptions, export_store
-from nucleipan.network.inference import choose_device
 from nucleipan.network.weights import DEFAULT_MODEL, Model, load_model, model_for
 from nucleipan.overlay import overlay_of_store, save_picture
+from nucleipan.pipeline import choose_backend
 from nucleipan.segment import Executor, SegmentOptions, SegmentResult, check_tile, segment_slide, store_path
 from nucleipan.segment import Progress as ProgressCall
 from nucleipan.slide import at_mpp, is_slide, open_slide
@@ -102,7 +102,7 @@ def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
         ConfigError: the scheduler does not answer, or the extra for it is not installed.
     """
     check_tile(batch.options.tile)
-    choose_device(batch.options.device)
+    choose_backend(batch.options.backend, batch.options.device)
     load = cache(load_model)
     if batch.model != AUTO_MODEL:
         load(batch.model)

@@ -68,6 +68,9 @@ def segment(
         typer.Option(help="Micrometres per pixel at full resolution, if the slide does not say (or says wrong)."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="torch, openvino (CPU), or auto: openvino on a CPU if it is installed.")
+    ] = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share this machine's cores or GPUs.")] = 1,
     scheduler: Annotated[
         str | None,
@@ -97,7 +100,7 @@ def segment(
 
     if mpp is not None and not 0.01 <= mpp <= 100:
         raise ConfigError(f"--mpp {mpp}: expected micrometres per pixel from 0.01 to 100, such as 0.25")
-    options = SegmentOptions(mpp, device, _parse_roi(roi), tile, overwrite, with_image, flips)
+    options = SegmentOptions(mpp, device, backend, _parse_roi(roi), tile, overwrite, with_image, flips)
     if workers > 1 and scheduler is not None:
         raise ConfigError("--workers starts processes here, --scheduler uses those of a cluster; pass one of them")
     wanted = BatchOptions(out, model, options, _parse_exports(export), overlay, workers, scheduler)

@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from monai.transforms import Compose
-from torch import Tensor
 
 from nucleipan.classes import PanopticClasses
+from nucleipan.errors import ModelError
 from nucleipan.network.fusion import decode_tile
-from nucleipan.network.inference import InferenceNetwork, choose_device
+from nucleipan.network.inference import FlipAverage, InferenceNetwork, Network, choose_device
 from nucleipan.network.model import HeadOutputs
 from nucleipan.network.weights import Model
 from nucleipan.panoptic import PanopticTile
@@ -33,10 +34,9 @@ from nucleipan.stitch import StitchContext, tile_record, write_record
 from nucleipan.tiles import Tile
 from nucleipan.transforms import SlideTiles
 
-#: float[B, 3, H, W] in [0, 1] -> HeadOutputs.
-Network = Callable[[Tensor], HeadOutputs]
+BACKENDS = ("auto", "torch", "openvino")
 
-_AHEAD = 2
+_AHEAD = 1
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -50,6 +50,7 @@ class TileJob:
         slide: path of the slide, and ``mpp``, its pixel size where that was given by the user.
         folder: where the files of finished tiles go. Both must be reachable from where tiles are computed.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``, of the machine that computes.
+        backend: ``torch`` or ``openvino`` (which computes on the CPU only).
         n_threads: of the network on a CPU; None leaves it to torch.
         network: replaces the model's own network.
         transform: builds the transforms that turn a tile into the network's input.
@@ -62,10 +63,30 @@ class TileJob:
     tissue: TissueMask
     model: Model
     device: str = "auto"
+    backend: str = "torch"
     flips: bool = False
     n_threads: int | None = None
     network: Network | None = None
     transform: Callable[[SlideView], Compose] | None = None
+
+
+def choose_backend(name: str, device: str) -> str:
+    """``torch`` or ``openvino`` for a device; ``auto`` is OpenVINO on a CPU if it is installed.
+
+    Raises:
+        ModelError: there is no such backend, it is not installed, or it does not run on the device.
+    """
+    is_cpu = choose_device(device).type == "cpu"
+    is_installed = find_spec("openvino") is not None
+    if name == "auto":
+        return "openvino" if is_cpu and is_installed else "torch"
+    if name not in BACKENDS:
+        raise ModelError(f"backend {name!r} is unknown; use {', '.join(BACKENDS)}")
+    if name == "openvino" and not is_installed:
+        raise ModelError("backend openvino is not installed; pip install 'nucleipan[openvino]', or use torch")
+    if name == "openvino" and not is_cpu:
+        raise ModelError(f"backend openvino computes on the CPU; device {device!r} needs torch")
+    return name
 
 
 def compute_tiles(job: TileJob, tiles: Sequence[Tile], view: SlideView | None = None) -> Iterator[Tile]:
@@ -103,18 +124,19 @@ def glass_id(classes: PanopticClasses) -> int:
 def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[Tile]:
     if job.n_threads is not None:
         torch.set_num_threads(job.n_threads)
-    network = job.network or _ready(job.model, job.device, job.flips)
+    network = job.network or _ready(job.model, job.device, job.backend, job.flips, job.n_threads)
     dataset = SlideTiles(view, tiles, job.transform(view) if job.transform else None)
 
-    def segmented(items: Iterable[dict[str, Any]]) -> Iterator[tuple[Tile, HeadOutputs]]:
+    def segmented(items: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], HeadOutputs]]:
         for item in items:
-            yield item["tile"], network(torch.as_tensor(item["image"])[None])
+            yield item, network(torch.as_tensor(item.pop("image"))[None])
 
-    def finish(item: tuple[Tile, HeadOutputs]) -> Tile:
-        tile, outputs = item
-        panoptic = _decode(tile, outputs, job, view.mpp)
-        write_record(job.folder, tile_record(panoptic, job.context))
-        return tile
+    def finish(work: tuple[dict[str, Any], HeadOutputs]) -> Tile:
+        item, outputs = work
+        panoptic = _decode(item["tile"], outputs, job, view.mpp)
+        # Transforms that do not begin with ours leave no pixels: then stains are not measured.
+        write_record(job.folder, tile_record(panoptic, job.context, item.get("pixels")))
+        return item["tile"]
 
     with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "decode") as decoding:
         images = _in_order(reading, dataset.__getitem__, range(len(tiles)))
@@ -122,9 +144,15 @@ def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[T
 
 
 @lru_cache(maxsize=1)
-def _ready(model: Model, device: str, flips: bool) -> Network:
+def _ready(model: Model, device: str, backend: str, flips: bool, n_threads: int | None) -> Network:
     """The model's network, prepared; kept for the next slide or the next few tiles."""
-    return InferenceNetwork(model.network, choose_device(device), flips=flips)
+    if backend == "openvino":
+        from nucleipan.network.openvino import OpenVinoNetwork
+
+        network: Network = OpenVinoNetwork(model.network, n_threads)
+    else:
+        network = InferenceNetwork(model.network, choose_device(device))
+    return FlipAverage(network) if flips else network
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from monai.transforms import Compose
 from nucleipan import __version__
 from nucleipan.errors import ConfigError, RegionError
 from nucleipan.geometry import Box
-from nucleipan.network.inference import choose_device
+from nucleipan.network.inference import Network
 from nucleipan.network.weights import Model, ModelInfo
-from nucleipan.pipeline import Network, TileJob, compute_tiles, write_glass
+from nucleipan.pipeline import TileJob, choose_backend, compute_tiles, write_glass
 from nucleipan.slide import Slide, SlideView, at_mpp, open_slide, tissue_mask
 from nucleipan.slide.fingerprint import fingerprint
 from nucleipan.stitch import Overview, StitchContext, StitchSummary, StoreLayout, assemble, finished_tiles
@@ -46,6 +46,7 @@ class SegmentOptions:
     Attributes:
         mpp: micrometres per pixel of the slide's full resolution, overruling what the slide says.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        backend: ``torch``, ``openvino`` (CPU only), or ``auto``: OpenVINO on a CPU if it is installed.
         roi: part of the slide to segment, in level-0 pixels; the store spans the whole slide all the same.
         tile: side of a tile's core, in pixels of the model's grid.
         overwrite: replace a store of another run instead of refusing.
@@ -55,6 +56,7 @@ class SegmentOptions:
 
     mpp: float | None = None
     device: str = "auto"
+    backend: str = "auto"
     roi: Box | None = None
     tile: int = DEFAULT_TILE
     overwrite: bool = False
@@ -104,7 +106,7 @@ def segment_slide(
     """
     options = options or SegmentOptions()
     progress = progress or (lambda done, total, step: None)
-    choose_device(options.device)  # refuse a wrong one before anything is begun
+    options = replace(options, backend=choose_backend(options.backend, options.device))
     began = time.perf_counter()
     target = store_path(path, out)
     with open_slide(path) as slide, exclusive(target):
@@ -114,10 +116,10 @@ def segment_slide(
         run = open_or_resume(target, _spec(slide, view, grid, model.info, options), options.overwrite)
         if run.is_finished:
             return _result(PanopticStore.open(run.path), grid, 0, began, notes, None)
-        context = StitchContext(grid, view.level0_per_pixel)
+        context = StitchContext(grid, view.level0_per_pixel, mpp=view.mpp)
         job = TileJob(
             path.absolute(), options.mpp, run.tiles_folder.absolute(), context, tissue_mask(view), model,
-            options.device, options.flips, network=network, transform=transform,
+            options.device, options.backend, options.flips, network=network, transform=transform,
         )  # fmt: skip
         n_computed = _compute_missing(job, grid, executor or partial(compute_tiles, view=view), progress)
         progress(0, 1, "stitching")
@@ -206,6 +208,7 @@ def _spec(slide: Slide, view: SlideView, grid: TileGrid, info: ModelInfo, option
             "decode": info.decode.model_dump(mode="json"),
             "with_image": options.with_image,
             "flips": options.flips,
+            "backend": options.backend,
         },
         classes=info.classes,
         shape=view.shape,

@@ -28,8 +28,9 @@ from nucleipan.tiles import Tile, TileGrid
 class ReadTiled(MapTransform):
     """Replace a ``Tile`` by its pixels, uint8[3, H, W], H and W multiples of ``align``.
 
-    The tile's outer box is read. Where its size is no multiple of ``align``, which only happens at the slide's
-    bottom and right, it is extended by reflection: the surplus lies outside the slide and is cut off later.
+    The tile's outer box is read; as it was read it stays under ``pixels``, uint8[h, w, 3], for measurements. Where its
+    size is no multiple of ``align``, which only happens at the slide's bottom and right, it is extended by reflection:
+    the surplus lies outside the slide and is cut off later.
     """
 
     def __init__(self, keys: Hashable | Sequence[Hashable], view: SlideView, align: int = 32) -> None:
@@ -40,7 +41,8 @@ class ReadTiled(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            pixels = pad_to_multiple(self.view.read(out[key].outer), self.align)
+            out["pixels"] = self.view.read(out[key].outer)
+            pixels = pad_to_multiple(out["pixels"], self.align)
             out[key] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return out
 
@@ -51,7 +53,7 @@ def default_transforms(view: SlideView) -> Compose:
 
 
 class SlideTiles(Dataset):
-    """The tiles of a grid as a MONAI dataset: items ``{"image": ..., "tile": Tile}``, in the grid's order.
+    """The tiles of a grid as a MONAI dataset: items ``{"image": ..., "tile": Tile, "pixels": ...}``, in order.
 
     Slides cannot be pickled; with ``DataLoader`` workers use threads, or processes started by fork.
     """

@@ -21,12 +21,14 @@ N_THINGS = len(DEFAULT_CLASSES.things)
 
 @dataclass(frozen=True)
 class Truth:
-    """instances int32[h, w] with ids 1..N in canonical order, stuff uint8[h, w], probabilities and scores by id - 1."""
+    """instances int32[h, w] with ids 1..N in canonical order, stuff uint8[h, w], probabilities and scores by id - 1,
+    image uint8[h, w, 3] where there is one."""
 
     instances: np.ndarray
     stuff: np.ndarray
     probabilities: np.ndarray
     scores: np.ndarray
+    image: np.ndarray | None = None
 
 
 def random_truth(shape: tuple[int, int], n: int, seed: int = 0, radii: tuple[float, float] = (3, 9)) -> Truth:
@@ -47,7 +49,8 @@ def random_truth(shape: tuple[int, int], n: int, seed: int = 0, radii: tuple[flo
     coarse = rng.integers(6, 15, (shape[0] // 50 + 1, shape[1] // 50 + 1), np.uint8)
     stuff = np.ascontiguousarray(np.kron(coarse, np.ones((50, 50), np.uint8))[: shape[0], : shape[1]])
     probabilities = rng.dirichlet(np.ones(N_THINGS), n).astype(np.float32)
-    return Truth(instances, stuff, probabilities, rng.uniform(0.5, 1, n).astype(np.float32))
+    scores = rng.uniform(0.5, 1, n).astype(np.float32)
+    return Truth(instances, stuff, probabilities, scores, rng.integers(0, 256, (*shape, 3), np.uint8))
 
 
 def canonical(plane: np.ndarray) -> np.ndarray:
@@ -104,6 +107,11 @@ def oracle_tile(truth: Truth, tile: Tile, seed: int = 0) -> PanopticTile:
     )
 
 
+def cut(plane: np.ndarray, box: Box) -> np.ndarray:
+    """The part of a plane of the whole slide that lies in ``box``."""
+    return plane[box.slices(Box.of_shape((plane.shape[0], plane.shape[1])))]
+
+
 def spec_of(grid: TileGrid, level0_per_pixel: float = 2.0, **changes: object) -> StoreSpec:
     fields: dict[str, object] = {
         "slide": {"name": "slide.svs", "size": [1000, 800], "mpp": 0.25, "fingerprint": "ab12"},
@@ -136,10 +144,11 @@ def finish(
 def stitch_oracle(
     path: Path, truth: Truth, context: StitchContext, seed: int = 0, shard: int = 128
 ) -> tuple[PanopticStore, StitchSummary]:
-    """Both phases with tiles arriving in random order."""
+    """Both phases with tiles arriving in random order; stains are measured where the context has an mpp."""
     tiles = list(context.grid)
     folder = path.with_name(path.name + ".tiles")
     folder.mkdir(parents=True)
     for k in np.random.default_rng(seed).permutation(len(tiles)):
-        write_record(folder, tile_record(oracle_tile(truth, tiles[k], seed), context))
+        image = None if context.mpp is None or truth.image is None else cut(truth.image, tiles[k].outer)
+        write_record(folder, tile_record(oracle_tile(truth, tiles[k], seed), context, image))
     return finish(path, folder, context, shard)

@@ -32,13 +32,12 @@ ROOT = Path(nucleipan.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "geometry", "classes", "files"}),  # values
     frozenset({"tiles", "ngff"}),  # arithmetic and documents
-    frozenset({"slide", "panoptic", "polygons", "synthetic", "sample"}),  # images in, tiles out
+    frozenset({"measure", "slide", "panoptic", "polygons", "synthetic", "sample"}),  # images in, tiles out
     frozenset(
         {"network", "transforms", "stitch", "store", "metrics", "datasets"}
     ),  # one job each, unaware of the others
-    frozenset(
-        {"pipeline", "segment", "cluster", "evaluate", "exports", "overlay", "describe", "training"}
-    ),  # jobs put together
+    # jobs put together
+    frozenset({"pipeline", "segment", "cluster", "evaluate", "exports", "overlay", "report", "describe", "training"}),
     frozenset({"config"}),
     frozenset({"summary", "batch", "cli"}),
 )
@@ -48,6 +47,7 @@ CHAINS = (
     ("errors", "files"),
     ("synthetic", "sample"),
     ("pipeline", "segment", "cluster"),
+    ("overlay", "report"),
     ("overlay", "training"),
     ("summary", "batch", "cli"),
 )
@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "yaml": {"config"},
     "typer": {"cli"},
     "distributed": {"cluster"},
+    "openvino": {"network"},
 }
 
 

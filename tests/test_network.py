@@ -9,7 +9,7 @@ import torch
 
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import ModelError
-from nucleipan.network.inference import InferenceNetwork, best_dtype, choose_device, fold_batch_norm
+from nucleipan.network.inference import FlipAverage, InferenceNetwork, best_dtype, choose_device, fold_batch_norm
 from nucleipan.network.model import INSTANCE_REACH_PX, NetworkConfig, PanopticNet, build_network
 
 TINY = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
@@ -88,7 +88,7 @@ def test_inference_network_leaves_the_original_alone(network):
 
 def test_flips_make_the_outputs_turn_with_the_image(network):
     """Averaged over mirror images, the answer for a mirrored image is the mirrored answer."""
-    net = InferenceNetwork(network, torch.device("cpu"), flips=True)
+    net = FlipAverage(InferenceNetwork(network, torch.device("cpu")))
     image = torch.rand(1, 3, 64, 96)
     out, mirrored = net(image), net(image.flip(3))
     torch.testing.assert_close(mirrored.nucleus.flip(3), out.nucleus)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-from stitch_oracle import Truth, finish, oracle_tile, random_truth, spec_of, stitch_oracle, truth_in
+from stitch_oracle import Truth, cut, finish, oracle_tile, random_truth, spec_of, stitch_oracle, truth_in
 
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import StoreError
@@ -37,7 +37,7 @@ def truth() -> Truth:
 
 
 def context_of(core: int, extent: Box | None = None, align: int = 1, shape: tuple[int, int] = SHAPE) -> StitchContext:
-    return StitchContext(TileGrid(shape, extent or Box.of_shape(shape), core, 64, align), level0_per_pixel=2.0)
+    return StitchContext(TileGrid(shape, extent or Box.of_shape(shape), core, 64, align), 2.0, mpp=0.5)
 
 
 def check(store: PanopticStore, truth: Truth, extent: Box) -> None:
@@ -88,7 +88,9 @@ def test_any_slide_any_tiling_any_extent(tmp_path: Path, seed: int) -> None:
     truth = random_truth((height, width), int(rng.integers(1, 250)), seed)
     (y0, y1), (x0, x1) = (sorted(rng.choice(side + 1, 2, replace=False).tolist()) for side in (height, width))
     grid = TileGrid((height, width), Box(y0, x0, y1, x1), int(rng.integers(20, 250)), 64, int(rng.choice([1, 8, 32])))
-    store, _ = stitch_oracle(tmp_path / "a.ome.zarr", truth, StitchContext(grid, 2.0), seed, int(rng.choice([64, 128])))
+    store, _ = stitch_oracle(
+        tmp_path / "a.ome.zarr", truth, StitchContext(grid, 2.0, mpp=0.5), seed, int(rng.choice([64, 128]))
+    )
     check(store, truth, grid.extent)
 
 
@@ -104,7 +106,7 @@ def test_tiling_and_order_of_arrival_do_not_change_a_byte(tmp_path: Path, truth:
 def _compute(folder: Path, truth: Truth, context: StitchContext, indices: list[int]) -> None:
     tiles = list(context.grid)
     for k in indices:
-        write_record(folder, tile_record(oracle_tile(truth, tiles[k], k), context))
+        write_record(folder, tile_record(oracle_tile(truth, tiles[k], k), context, cut(truth.image, tiles[k].outer)))
 
 
 def test_two_processes_and_resume_equal_one_run(tmp_path: Path, truth: Truth) -> None:

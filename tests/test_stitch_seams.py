@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import shapely
 from scipy import ndimage
+from skimage.measure import regionprops
 from stitch_oracle import N_THINGS, Truth, canonical, finish, oracle_tile, random_truth
 
 from nucleipan.geometry import Box
@@ -71,6 +72,9 @@ def assert_consistent(store: PanopticStore) -> None:
     polygons = shapely.from_wkb(table["geometry"].to_numpy())
     assert shapely.is_valid(polygons).all()
     assert (shapely.bounds(polygons)[:, 0] >= [box["xmin"] for box in boxes]).all()
+    for name, unit in (("perimeter", "_um"), ("axis_major_length", "_um"), ("eccentricity", ""), ("solidity", "")):
+        expected = [region[name] * (store.mpp if unit else 1) for region in regionprops(ids)]
+        np.testing.assert_allclose(table[name + unit].to_numpy(), expected, 1e-6, 1e-6)
 
 
 def test_seen_by_both_owners_is_kept_once(tmp_path: Path) -> None:

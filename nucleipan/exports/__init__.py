@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nucleipan.errors import ConfigError, DataError
+from nucleipan.exports.options import ExportOptions
 
 if TYPE_CHECKING:
-    from nucleipan.geometry import Box
     from nucleipan.store import PanopticStore
+
+__all__ = ["FORMATS", "ExportOptions", "Format", "export_store"]
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,13 @@ class Format:
     extra: str | None = None
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """What an export may need beside the store.
-
-    Attributes:
-        roi: the part to write, in level-0 pixels; all of it by default. A nucleus belongs to a part if its centroid
-            lies in it.
-        slide: the slide that the store was made from.
-    """
-
-    roi: Box | None = None
-    slide: Path | None = None
-
-
 FORMATS = {
     "geojson": Format(".geojson.gz"),
+    "coco-panoptic": Format(".coco"),
+    "cityscapes": Format(".cityscapes"),
+    "ome-tiff": Format(".ome.tiff"),
+    "dicom-seg": Format(".seg.dcm", "dicom"),
+    "dicom-ann": Format(".ann.dcm", "dicom"),
 }
 
 
@@ -59,6 +52,26 @@ def export_store(store: PanopticStore, name: str, path: Path, options: ExportOpt
                 from nucleipan.exports.geojson import export_geojson
 
                 return export_geojson(store, path, options.roi)
+            case "coco-panoptic":
+                from nucleipan.exports.coco import export_coco
+
+                return export_coco(store, path, options)
+            case "cityscapes":
+                from nucleipan.exports.cityscapes import export_cityscapes
+
+                return export_cityscapes(store, path, options)
+            case "ome-tiff":
+                from nucleipan.exports.ome_tiff import export_ome_tiff
+
+                return export_ome_tiff(store, path, options)
+            case "dicom-seg":
+                from nucleipan.exports.dicom_seg import export_dicom_seg
+
+                return export_dicom_seg(store, path, options)
+            case "dicom-ann":
+                from nucleipan.exports.dicom_ann import export_dicom_ann
+
+                return export_dicom_ann(store, path, options)
             case _:
                 raise ConfigError(f"unknown export format {name!r}; known: {', '.join(FORMATS)}")
     except OSError as error:

@@ -2,11 +2,11 @@
 
 ::
 
-    <stem>/<stem>_<row>_<col>_gtFine_labelIds.png       uint8, class id of every pixel, 0 = void
-    <stem>/<stem>_<row>_<col>_gtFine_instanceIds.png    uint16, nuclei: 1000 * class id + k, k = 0, 1, ...; else class id
-    <stem>/<stem>_<row>_<col>_leftImg8bit.png           the slide itself in the same pixels, if it is given
-    labels.json                                         name, id, trainId (255: not trained on), hasInstances, color
-    instances.csv                                       which nucleus of the store an instance of an image is
+    <stem>/<stem>_<row>_<col>_gtFine_labelIds.png      uint8, class id of every pixel, 0 = void
+    <stem>/<stem>_<row>_<col>_gtFine_instanceIds.png   uint16, class id, on nuclei 1000 * class id + k, k = 0, 1, ...
+    <stem>/<stem>_<row>_<col>_leftImg8bit.png          the slide itself in the same pixels, if it is given
+    labels.json                                        name, id, trainId (255: not trained on), hasInstances, color
+    instances.csv                                      which nucleus of the store an instance of an image is
 
 The ids count anew in every image, in the order of the store's: they do not say which nuclei of two images are one, but
 the CSV does. There is room for a thousand nuclei of a class in an image. That is why tiles are small here.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from PIL import Image
 
 from nucleipan.classes import VOID_ID, VOID_NAME
 from nucleipan.errors import DataError
-from nucleipan.exports import ExportOptions
+from nucleipan.exports.options import ExportOptions
 from nucleipan.exports.tiling import ExportTile, TileSides, export_tiles, slide_in_grid, stem_of
 from nucleipan.files import whole_folder
 from nucleipan.store import PanopticStore
@@ -55,9 +56,7 @@ def export_cityscapes(store: PanopticStore, path: Path, options: ExportOptions) 
                 name = _save(tile.painted(values), base, "gtFine_instanceIds")
                 if view is not None:
                     _save(view.read(tile.box), base, "leftImg8bit")
-                for value, nucleus, class_id in zip(values, tile.nucleus, tile.class_id, strict=True):
-                    if nucleus:
-                        table.writerow([f"{stem}/{name}", value, nucleus, store.classes.by_id(class_id).name])
+                table.writerows(_rows(tile, values, f"{stem}/{name}", store))
                 is_written[tile.nuclei] = True
     return int(is_written.sum())
 
@@ -80,6 +79,12 @@ def _instance_values(tile: ExportTile, store: PanopticStore) -> np.ndarray:
             )
         values[own] = _PER_CLASS * thing.id + np.arange(len(own))
     return values.astype(np.uint16)
+
+
+def _rows(tile: ExportTile, values: np.ndarray, file: str, store: PanopticStore) -> Iterator[tuple[str, int, int, str]]:
+    for value, nucleus, class_id in zip(values.tolist(), tile.nucleus.tolist(), tile.class_id.tolist(), strict=True):
+        if nucleus:
+            yield file, value, nucleus, store.classes.by_id(class_id).name
 
 
 def _labels(store: PanopticStore) -> str:

@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import ndimage
 
 from nucleipan.errors import DataError
-from nucleipan.exports import ExportOptions
+from nucleipan.exports.options import ExportOptions
 from nucleipan.exports.tiling import ExportTile, TileSides, export_tiles, slide_in_grid, stem_of
 from nucleipan.files import whole_folder
 from nucleipan.store import PanopticStore
@@ -51,19 +51,18 @@ def export_coco(store: PanopticStore, path: Path, options: ExportOptions) -> int
             (folder / "images").mkdir()
         images: list[dict[str, Any]] = []
         with open(folder / f"{stem}.json", "w", encoding="utf-8") as file:
-            file.write('{"info": %s,\n"categories": %s,\n"annotations": [' % (_info(store), _categories(store)))
+            file.write(f'{{"info": {_info(store)},\n"categories": {_categories(store)},\n"annotations": [')
             for tile in export_tiles(store, options.roi, _SIDES):
-                image = _image(tile, stem, len(images) + 1)
                 numbers = np.where(tile.nucleus > 0, tile.nucleus, tile.class_id + np.uint32(store.n_nuclei))
                 _save_ids(tile.painted(numbers), folder / stem / f"{tile.name(stem)}.png")
+                file.write(",\n" if images else "\n")
+                images.append(_image(tile, stem, len(images) + 1))
+                file.write(_annotation(tile, stem, len(images), numbers))
                 if view is not None:
                     pixels = Image.fromarray(view.read(tile.box))
-                    pixels.save(folder / "images" / image["file_name"], quality=_JPEG_QUALITY)
-                file.write(",\n" if images else "\n")
-                file.write(json.dumps(_annotation(tile, stem, image["id"], numbers)))
-                images.append(image)
+                    pixels.save(folder / "images" / images[-1]["file_name"], quality=_JPEG_QUALITY)
                 is_written[tile.nuclei] = True
-            file.write('\n],\n"images": %s}\n' % json.dumps(images))
+            file.write(f'\n],\n"images": {json.dumps(images)}}}\n')
     return int(is_written.sum())
 
 
@@ -105,9 +104,9 @@ def _image(tile: ExportTile, stem: str, number: int) -> dict[str, Any]:
     }
 
 
-def _annotation(tile: ExportTile, stem: str, image_id: int, numbers: np.ndarray) -> dict[str, Any]:
+def _annotation(tile: ExportTile, stem: str, image_id: int, numbers: np.ndarray) -> str:
     segments = list(_segments(tile, numbers))
-    return {"image_id": image_id, "file_name": f"{tile.name(stem)}.png", "segments_info": segments}
+    return json.dumps({"image_id": image_id, "file_name": f"{tile.name(stem)}.png", "segments_info": segments})
 
 
 def _segments(tile: ExportTile, numbers: np.ndarray) -> Iterator[dict[str, Any]]:

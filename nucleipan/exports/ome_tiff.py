@@ -26,7 +26,7 @@ import tifffile
 
 from nucleipan.classes import VOID_ID, VOID_NAME
 from nucleipan.errors import StoreError
-from nucleipan.exports import ExportOptions
+from nucleipan.exports.options import ExportOptions
 from nucleipan.exports.tiling import raster_box
 from nucleipan.files import whole_file
 from nucleipan.geometry import Box
@@ -39,7 +39,7 @@ _BUFFER_BYTES = 1 << 25
 # the margin holds the directories.
 _CLASSIC_BYTES = 2**32 - 2**25
 _NAMESPACE = uuid.UUID("9d0f1d5b-0e5c-5a52-8f0e-0a3c1d6a7b42")
-_DTYPES = {"nuclei": np.dtype("<u4"), "classes": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"nuclei": np.dtype("<u4"), "classes": np.dtype("u1")}
 
 
 def export_ome_tiff(store: PanopticStore, path: Path, options: ExportOptions) -> int:
@@ -54,10 +54,10 @@ def export_ome_tiff(store: PanopticStore, path: Path, options: ExportOptions) ->
     is_big = _pixel_bytes(levels) > _CLASSIC_BYTES
     is_written = np.zeros(store.n_nuclei + 1, bool)
     with whole_file(Path(path)) as temporary, tifffile.TiffWriter(temporary, bigtiff=is_big, ome=True) as file:
-        nuclei = (_counted(_tiles(store, "nuclei", level), is_written, store) for level in levels)
+        nuclei = [_tiles(store, "nuclei", level) for level in levels]
+        nuclei[0] = _noted(nuclei[0], is_written, store)
         _write_image(file, nuclei, levels, store, "nuclei")
-        classes = (_tiles(store, "classes", level) for level in levels)
-        _write_image(file, classes, levels, store, "classes")
+        _write_image(file, [_tiles(store, "classes", level) for level in levels], levels, store, "classes")
     return int(is_written[1:].sum())
 
 
@@ -95,7 +95,7 @@ def _tiles(store: PanopticStore, name: str, level: _Level) -> Iterator[np.ndarra
             yield tile
 
 
-def _counted(tiles: Iterator[np.ndarray], seen: np.ndarray, store: PanopticStore) -> Iterator[np.ndarray]:
+def _noted(tiles: Iterator[np.ndarray], seen: np.ndarray, store: PanopticStore) -> Iterator[np.ndarray]:
     """The same tiles; ``seen`` [N + 1] tells afterwards which ids were in them."""
     for tile in tiles:
         if int(tile.max()) >= len(seen):
@@ -109,7 +109,7 @@ def _counted(tiles: Iterator[np.ndarray], seen: np.ndarray, store: PanopticStore
 
 def _write_image(
     file: tifffile.TiffWriter,
-    pyramid: Iterator[Iterator[np.ndarray]],
+    pyramid: list[Iterator[np.ndarray]],
     levels: list[_Level],
     store: PanopticStore,
     name: str,
@@ -137,7 +137,11 @@ def _write_image(
 def _metadata(store: PanopticStore, name: str, part: Box) -> dict[str, Any]:
     """What OME-XML says of an image, and in the first one of the file."""
     identity = json.dumps([store.slide, store.model, store.config, str(part)], sort_keys=True)
-    origin = {"slide": store.slide["name"], "model": store.model["name"], "level0_per_pixel": store.level0_per_pixel}
+    origin = {
+        "slide": store.slide.get("name"),
+        "model": store.model.get("name"),
+        "level0_per_pixel": store.level0_per_pixel,
+    }
     notes = [_note("origin", origin | {"x_px": part.x0, "y_px": part.y0})]
     if name == "classes":
         notes.append(_note("classes", {VOID_ID: VOID_NAME} | {c.id: c.name for c in store.classes.classes}))

@@ -24,8 +24,12 @@ from nucleipan.store import PanopticStore
 
 @dataclass(frozen=True, slots=True)
 class TileSides:
-    """Pixels along the sides of images: a part whose sides are at most ``single`` is one image, else they are
-    ``tile``."""
+    """Longest sides of images, in pixels.
+
+    Attributes:
+        tile: where a part is cut.
+        single: a region of interest up to this is not cut.
+    """
 
     tile: int
     single: int
@@ -112,10 +116,10 @@ def slide_in_grid(store: PanopticStore, path: Path | None) -> Iterator[SlideView
         yield None
         return
     with open_slide(path) as slide:
-        view = at_mpp(slide, store.mpp, store.slide["mpp"])
-        if fingerprint(path) != store.slide["fingerprint"] or view.shape != store.shape:
+        view = at_mpp(slide, store.mpp, store.slide.get("mpp"))
+        if fingerprint(slide.path) != store.slide.get("fingerprint") or view.shape != store.shape:
             raise SlideError(
-                f"{path} is not the slide that {store.path} was made from ({store.slide['name']}); pass that one"
+                f"{path} is not the slide that {store.path} was made from ({store.slide.get('name')}); pass that one"
             )
         yield view
 

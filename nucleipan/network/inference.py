@@ -7,6 +7,7 @@ plain float32; without them, bf16 would be slower, so float32 stays. fp16 is nev
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -16,16 +17,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from nucleipan.errors import ModelError
 from nucleipan.network.model import HeadOutputs, PanopticNet
 
+#: float[B, 3, H, W] in [0, 1] -> HeadOutputs.
+Network = Callable[[Tensor], HeadOutputs]
+
 
 class InferenceNetwork:
-    """``float[B, 3, H, W]`` on any device -> float32 ``HeadOutputs`` on ``device``; has its own copy of the weights.
+    """``float[B, 3, H, W]`` on any device -> float32 ``HeadOutputs`` on ``device``; has its own copy of the weights."""
 
-    With ``flips``, logits and offsets are means over the four mirror images: somewhat better, four times slower.
-    """
-
-    def __init__(self, network: PanopticNet, device: torch.device, *, flips: bool = False) -> None:
+    def __init__(self, network: PanopticNet, device: torch.device) -> None:
         self.device = device
-        self._flips = flips
         self.dtype = best_dtype(device)
         fused = fold_batch_norm(copy.deepcopy(network).eval())
         self._network = fused.to(device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -33,20 +33,25 @@ class InferenceNetwork:
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> HeadOutputs:
         image = image.to(self.device, dtype=self.dtype, memory_format=torch.channels_last, non_blocking=True)
-        out = self._run(image)
-        if not self._flips:
-            return out
-        outputs = [out, *(self._run_mirrored(image, axes) for axes in ((2,), (3,), (2, 3)))]
-        means = (torch.stack(tensors).mean(0) for tensors in zip(*(vars(o).values() for o in outputs), strict=True))
-        return HeadOutputs(*means)
-
-    def _run(self, image: Tensor) -> HeadOutputs:
         out = self._network(image)
         return HeadOutputs(out.semantic.float(), out.nucleus.float(), out.offsets.float())
 
-    def _run_mirrored(self, image: Tensor, axes: tuple[int, ...]) -> HeadOutputs:
+
+class FlipAverage:
+    """Means of a network's logits and offsets over the four mirror images: somewhat better, four times slower."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor) -> HeadOutputs:
+        outputs = [self._network(image), *(self._mirrored(image, axes) for axes in ((2,), (3,), (2, 3)))]
+        means = (torch.stack(tensors).mean(0) for tensors in zip(*(vars(o).values() for o in outputs), strict=True))
+        return HeadOutputs(*means)
+
+    def _mirrored(self, image: Tensor, axes: tuple[int, ...]) -> HeadOutputs:
         """What the network says about the image mirrored along ``axes`` (2 = y, 3 = x), mirrored back."""
-        out = self._run(image.flip(axes).contiguous(memory_format=torch.channels_last))
+        out = self._network(image.flip(axes))
         semantic, nucleus, offsets = (t.flip(axes) for t in vars(out).values())
         for axis in axes:
             offsets[:, axis - 2] *= -1

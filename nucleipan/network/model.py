@@ -7,7 +7,6 @@ The semantic head's two-way pyramid spans strides 4 to 32: tissue is told by its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -24,9 +23,9 @@ from nucleipan.network.heads import InstanceHead, SemanticHead
 #: theory up to 138 pixels reach it, with vanishing weight).
 INSTANCE_REACH_PX = 128
 
-# Blocks of the backbone that feed the two heads. An instance head that stops at stride 16 takes the first block of 112
-# channels there: without it too little of the backbone is left to tell touching nuclei apart, further ones reach far.
-_INSTANCE_BLOCKS = {4: (0, 2, 4, 8), 5: (0, 2, 4, 10, 14)}
+# Blocks of the backbone that feed the two heads. The instance head's coarsest is the first block of 112 channels at
+# stride 16: without it too little of the backbone is left to tell touching nuclei apart, further blocks reach far.
+_INSTANCE_BLOCKS = (0, 2, 4, 8)
 _SEMANTIC_BLOCKS = (2, 4, 10, 15)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -61,11 +60,8 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instance_channels: tuple[Width, ...] = Field(
-        (40, 64, 96, 128),
-        min_length=4,
-        max_length=5,
-        description="of the instance head at strides 2, 4, 8, 16 and, if there is a fifth, 32",
+    instance_channels: tuple[Width, Width, Width, Width] = Field(
+        (40, 64, 96, 128), description="of the instance head at strides 2, 4, 8, 16"
     )
     semantic_channels: Width = 64
     dilations: tuple[tuple[int, int], ...] = Field(
@@ -89,14 +85,12 @@ class PanopticNet(nn.Module):
     def __init__(
         self,
         backbone: Lite0Backbone,
-        instance_blocks: Sequence[int],
         semantic_fpn: TwoWayFpn,
         instance_head: InstanceHead,
         semantic_head: SemanticHead,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.instance_blocks = tuple(instance_blocks)
         self.semantic_fpn = semantic_fpn
         self.instance_head = instance_head
         self.semantic_head = semantic_head
@@ -106,19 +100,17 @@ class PanopticNet(nn.Module):
     def forward(self, x: Tensor) -> HeadOutputs:
         _check_size(x)
         features = self.backbone((x - self.mean) / self.std)
-        nucleus, offsets = self.instance_head([features[i] for i in self.instance_blocks])
+        nucleus, offsets = self.instance_head([features[i] for i in _INSTANCE_BLOCKS])
         semantic = self.semantic_head(self.semantic_fpn([features[i] for i in _SEMANTIC_BLOCKS]))
         return HeadOutputs(semantic, nucleus, offsets)
 
 
 def build_network(config: NetworkConfig, classes: PanopticClasses) -> PanopticNet:
     """A PanopticNet with fresh weights for ``classes``."""
-    instance_blocks = _INSTANCE_BLOCKS[len(config.instance_channels)]
-    instance_in = [Lite0Backbone.channels[i] for i in instance_blocks]
+    instance_in = [Lite0Backbone.channels[i] for i in _INSTANCE_BLOCKS]
     semantic_in = [Lite0Backbone.channels[i] for i in _SEMANTIC_BLOCKS]
     return PanopticNet(
         backbone=Lite0Backbone(config.drop_connect),
-        instance_blocks=instance_blocks,
         semantic_fpn=TwoWayFpn(semantic_in, config.semantic_channels),
         instance_head=InstanceHead(instance_in, config.instance_channels),
         semantic_head=SemanticHead(config.semantic_channels, config.semantic_channels, len(classes), config.dilations),

@@ -2,8 +2,9 @@
 
 A tile's *candidates* are the nuclei it may have to answer for: centre in its core, or within ``seam_px`` of it (a
 neighbour may have put the same nucleus on this side). Everything about a candidate that does not depend on its
-neighbours is settled here, where tiles run in parallel: exact sums of its pixel coordinates in the grid of the
-view (so its centre does not depend on where the tile was cut), outline, tissue.
+neighbours is settled here, where tiles run in parallel and their pixels are at hand: exact sums of its pixel
+coordinates in the grid of the view (so its centre does not depend on where the tile was cut), outline, shape, stains,
+tissue.
 """
 
 from __future__ import annotations
@@ -19,10 +20,16 @@ import shapely
 
 from nucleipan.errors import StoreError
 from nucleipan.geometry import Box
+from nucleipan.measure import STAIN_COLUMNS, Rings, measure_shapes, measure_stains
 from nucleipan.panoptic import PanopticTile
 from nucleipan.polygons import trace_labels
 from nucleipan.stitch.tile_file import read_arrays, write_arrays
 from nucleipan.tiles import Tile, TileGrid
+
+#: Every so many rows and columns of the view, the tissue of a pixel is kept on its own.
+SAMPLE_STEP = 8
+
+_RING_UM = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +40,13 @@ class StitchContext:
         grid: the tiles, the extent they cover and the slide they lie in.
         level0_per_pixel: level-0 slide pixels per pixel of the view; scales the outlines.
         seam_px: how far from a core's edge, on both sides, two tiles may disagree about a nucleus's centre.
+        mpp: micrometres per pixel of the view; only stains need it, for the width of the ring around a nucleus.
     """
 
     grid: TileGrid
     level0_per_pixel: float = 1.0
     seam_px: int = 8
+    mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,9 @@ class TileRecord:
         tissue: uint8[n], most frequent stuff id under the nucleus (the smaller of equals).
         probabilities: float32[n, T] and scores: float32[n], as the tile gave them.
         outlines: uint8[b], WKB polygons in level-0 slide pixels one after the other; ``outline_ends`` int64[n].
+        shapes: float32[n, 6], ``nucleipan.measure.SHAPE_COLUMNS``, lengths in pixels.
+        stains: float32[n, 8], ``nucleipan.measure.STAIN_COLUMNS``; NaN where not measured.
+        samples: uint8[a, b], stuff id of the core's pixels whose row and column are multiples of `SAMPLE_STEP`.
     """
 
     tile: Tile
@@ -99,13 +111,18 @@ class TileRecord:
     scores: np.ndarray
     outlines: np.ndarray
     outline_ends: np.ndarray
+    shapes: np.ndarray
+    stains: np.ndarray
+    samples: np.ndarray
 
 
-def tile_record(panoptic: PanopticTile, context: StitchContext) -> TileRecord:
+def tile_record(panoptic: PanopticTile, context: StitchContext, image: np.ndarray | None = None) -> TileRecord:
     """Find the candidates of a tile and settle all that needs no neighbour.
 
+    ``image`` is uint8[h, w, 3] over ``tile.outer``, RGB as scanned; without it stains are not measured.
+
     Raises:
-        ValueError: an instance has no row in the tile's table.
+        ValueError: an instance has no row in the tile's table; the image has another shape, or the context no mpp.
     """
     tile, instances = panoptic.tile, np.ascontiguousarray(panoptic.instances, np.int32)
     n_rows = len(panoptic.scores)
@@ -128,8 +145,15 @@ def tile_record(panoptic: PanopticTile, context: StitchContext) -> TileRecord:
     return TileRecord(
         tile, box, stuff, labels, measures, _is_cut(measures.bbox, tile.outer, context.grid.slide_shape), tissue,
         np.asarray(panoptic.probabilities, np.float32)[index], np.asarray(panoptic.scores, np.float32)[index],
-        outlines, ends,
+        outlines, ends, measure_shapes(labels, _within(measures.bbox, box)),
+        _stains(image, instances, index, _within(measures.bbox, tile.outer), context.mpp),
+        panoptic.stuff[_every_step(tile.core, tile.outer)],
     )  # fmt: skip
+
+
+def sampled(box: Box) -> Box:
+    """The samples whose pixels lie in ``box``, counted in samples."""
+    return Box(*(-(-side // SAMPLE_STEP) for side in (box.y0, box.x0, box.y1, box.x1)))
 
 
 def tile_path(folder: Path, tile: Tile) -> Path:
@@ -144,6 +168,7 @@ def write_record(folder: Path, record: TileRecord) -> Path:
         "n_px": m.n_px, "sum_y": m.sum_y, "sum_x": m.sum_x, "bbox": m.bbox, "first_x": m.first_x,
         "is_cut": record.is_cut, "tissue": record.tissue, "probabilities": record.probabilities,
         "scores": record.scores, "outlines": record.outlines, "outline_ends": record.outline_ends,
+        "shapes": record.shapes, "stains": record.stains, "samples": record.samples,
         "stuff": record.stuff, "instances": record.instances.astype(narrow),
     }  # fmt: skip
     path = tile_path(folder, record.tile)
@@ -205,10 +230,30 @@ def _is_cut(bbox: np.ndarray, outer: Box, slide_shape: tuple[int, int]) -> np.nd
 
 
 def _outlines(labels: np.ndarray, bbox: np.ndarray, box: Box, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    local = bbox - np.array([box.y0, box.x0, box.y0, box.x0], np.int32)
-    wkb = shapely.to_wkb(trace_labels(labels, local, (box.y0, box.x0), scale), byte_order=1)
+    wkb = shapely.to_wkb(trace_labels(labels, _within(bbox, box), (box.y0, box.x0), scale), byte_order=1)
     ends = np.cumsum([len(w) for w in wkb], dtype=np.int64)
     return np.frombuffer(b"".join(wkb), np.uint8), ends
+
+
+def _within(bbox: np.ndarray, box: Box) -> np.ndarray:
+    """int32[n, 4], bounding boxes relative to the corner of ``box``."""
+    return bbox - np.array([box.y0, box.x0, box.y0, box.x0], np.int32)
+
+
+def _every_step(core: Box, outer: Box) -> tuple[slice, slice]:
+    """Index of the core's samples into a plane over ``outer``."""
+    first, n = sampled(core), SAMPLE_STEP
+    return slice(first.y0 * n - outer.y0, core.y1 - outer.y0, n), slice(first.x0 * n - outer.x0, core.x1 - outer.x0, n)
+
+
+def _stains(
+    image: np.ndarray | None, instances: np.ndarray, index: np.ndarray, bbox: np.ndarray, mpp: float | None
+) -> np.ndarray:
+    if image is None:
+        return np.full((len(index), len(STAIN_COLUMNS)), np.nan, np.float32)
+    if mpp is None:
+        raise ValueError("stains are measured in a ring of so many micrometres; give the StitchContext an mpp")
+    return measure_stains(image, instances, Rings((index + 1).astype(np.int32), bbox, _RING_UM / mpp))
 
 
 @numba.njit(cache=True, nogil=True)

@@ -7,7 +7,8 @@ each tile saw the centre in the other's core -> still once. A candidate that is 
 tile is dropped: the tile that answers for the place did not see it.
 
 Kept nuclei that still share pixels contest them; the first in canonical order wins. Losers are measured and outlined
-anew from what remains, and one that keeps nothing disappears. Ids are then given in canonical order of the *final*
+anew from what remains (but for their stains, as the image is no longer at hand), and one that keeps nothing
+disappears. Ids are then given in canonical order of the *final*
 centres, so that the finished table and raster are in order by themselves. All decisions follow from tile files in
 raster order: neither the order of arrival nor the number of workers can change them.
 """
@@ -23,6 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from nucleipan.geometry import Box
+from nucleipan.measure import measure_shapes
 from nucleipan.polygons import trace
 from nucleipan.stitch.candidates import Candidates, PlaneCache
 from nucleipan.stitch.record import Measures
@@ -39,6 +41,7 @@ class Resolution:
         measures: of all candidates, final.
         new_outlines: WKB by candidate, for those that lost pixels.
         new_tissue: stuff id by candidate, for the same.
+        new_shapes: float32[6] by candidate, for the same.
     """
 
     rank: np.ndarray
@@ -47,6 +50,7 @@ class Resolution:
     measures: Measures
     new_outlines: dict[int, bytes]
     new_tissue: dict[int, int]
+    new_shapes: dict[int, np.ndarray]
 
 
 def resolve(candidates: Candidates, cache: PlaneCache, level0_per_pixel: float) -> Resolution:
@@ -60,17 +64,19 @@ def resolve(candidates: Candidates, cache: PlaneCache, level0_per_pixel: float) 
     final = Measures(m.n_px.copy(), m.sum_y.copy(), m.sum_x.copy(), m.bbox.copy(), m.first_x.copy())
     outlines: dict[int, bytes] = {}
     tissue: dict[int, int] = {}
+    shapes: dict[int, np.ndarray] = {}
     for loser, winners in _contests(rank, pairs):
         box, rest, stuff = _remainder(candidates, cache, loser, winners)
         _measure_again(final, loser, box, rest)
         if rest.any():
             tissue[loser] = int(np.bincount(stuff[rest]).argmax())
             outlines[loser] = _outline(rest, box, level0_per_pixel)
+            shapes[loser] = measure_shapes(rest.astype(np.int32), np.array([[0, 0, *rest.shape]], np.int32))[0]
     alive = kept[final.n_px[kept] > 0]
     candidate_of_id = alive[final.take(alive).order()]
     id_of_rank = np.zeros(len(kept) + 1, np.uint32)
     id_of_rank[rank[candidate_of_id]] = np.arange(1, len(candidate_of_id) + 1)
-    return Resolution(rank, id_of_rank, candidate_of_id, final, outlines, tissue)
+    return Resolution(rank, id_of_rank, candidate_of_id, final, outlines, tissue, shapes)
 
 
 def _overlaps(candidates: Candidates, cache: PlaneCache) -> tuple[np.ndarray, np.ndarray]:

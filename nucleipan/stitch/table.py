@@ -4,6 +4,12 @@ One row per nucleus in the order of ids, which is raster order of the centres: a
 its statistics (of ``bbox``, which GeoParquet calls the covering) let a reader skip all bands outside a viewport. All
 coordinates are level-0 slide pixels, x right and y down, and belong to no coordinate reference system (``crs`` null).
 Row groups are written one after the other; memory holds the outlines of about one row of tiles.
+
+Shape is that of the final mask. Stains are those of the mask that the nucleus came with: one that lost pixels to
+another keeps them. They are null where no image was given, and in rings without a pixel. ``distance_to_nearest_um`` is
+from centroid to centroid, and null for an only nucleus; ``distance_to_tissue_border_um`` is from the centroid to the
+nearest pixel of other tissue than the nucleus's own, of one in 8 rows and columns, and `MAX_BORDER_UM` where that is
+as far or farther; it is null where the tissue is void. Both know the extent that was segmented and nothing beyond.
 """
 
 from __future__ import annotations
@@ -18,11 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nucleipan.classes import VOID_NAME, PanopticClass, PanopticClasses
+from nucleipan.measure import SHAPE_COLUMNS, STAIN_COLUMNS, distance_to_nearest
 from nucleipan.stitch.candidates import Candidates
 from nucleipan.stitch.record import read_columns
 from nucleipan.stitch.resolve import Resolution
+from nucleipan.stitch.tissue import TissueSamples, distance_to_border
 
-_COLUMNS = ("probabilities", "scores", "tissue", "outlines", "outline_ends")
+#: Distances to tissue borders are not looked for beyond it.
+MAX_BORDER_UM = 500.0
+
+_TILE_COLUMNS = ("probabilities", "scores", "tissue", "outlines", "outline_ends", "shapes", "stains")
+_LENGTHS = frozenset({"perimeter", "axis_major_length", "axis_minor_length"})
 
 
 def probability_column(thing: PanopticClass) -> str:
@@ -44,14 +56,35 @@ def write_table(
 ) -> None:
     """Write the rows of all ids to ``path``; tile files are read from ``folder``."""
     schema = _schema(frame, resolution)
-    columns = _TileColumns(folder, candidates)
+    sources = _Sources(
+        candidates, resolution, _TileColumns(folder, candidates), TissueSamples(folder, candidates.tiles),
+        *_centres(resolution),
+    )  # fmt: skip
     # Statistics only where they let a reader skip: they are useless on outlines, and large.
     indexed = ["id", "class_id", "area_um2", *(f"bbox.{side}" for side in ("xmin", "ymin", "xmax", "ymax"))]
     indexed += ["centroid_x", "centroid_y"]
     with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, write_statistics=indexed) as writer:
-        for first in range(0, len(resolution.candidate_of_id), row_group):
-            ids = np.arange(first + 1, min(first + row_group, len(resolution.candidate_of_id)) + 1, dtype=np.uint32)
-            writer.write_batch(_rows(ids, columns, candidates, resolution, frame, schema), row_group_size=row_group)
+        for first in range(0, len(sources.centres), row_group):
+            part = slice(first, min(first + row_group, len(sources.centres)))
+            writer.write_batch(_rows(part, sources, frame, schema), row_group_size=row_group)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What rows are made of. ``centres`` float64[N, 2] are y and x of all ids in pixels of the view, ``rows`` int64[N]
+    the pixel rows that they fall on."""
+
+    candidates: Candidates
+    resolution: Resolution
+    columns: _TileColumns
+    samples: TissueSamples
+    centres: np.ndarray
+    rows: np.ndarray
+
+
+def _centres(resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
+    m = resolution.measures.take(resolution.candidate_of_id)
+    return np.stack([m.sum_y / m.n_px, m.sum_x / m.n_px], 1), m.sum_y // m.n_px
 
 
 class _TileColumns:
@@ -66,7 +99,7 @@ class _TileColumns:
         if tile in self._columns:
             self._columns.move_to_end(tile)
             return self._columns[tile]
-        _, columns = read_columns(self._folder, self._candidates.tiles[tile], _COLUMNS)
+        _, columns = read_columns(self._folder, self._candidates.tiles[tile], _TILE_COLUMNS)
         self._columns[tile] = columns
         self._n_rows += len(columns["scores"])
         while self._n_rows > self._max_rows and len(self._columns) > 1:
@@ -75,43 +108,78 @@ class _TileColumns:
         return columns
 
 
-def _rows(
-    ids: np.ndarray, columns: _TileColumns, c: Candidates, r: Resolution, frame: TableFrame, schema: pa.Schema
-) -> pa.RecordBatch:
-    index = r.candidate_of_id[ids - 1]
-    measures, classes, scale = r.measures.take(index), frame.classes, frame.level0_per_pixel
-    probabilities = np.empty((len(index), len(classes.things)), np.float32)
-    scores, tissue = np.empty(len(index), np.float32), np.empty(len(index), np.uint8)
-    outlines = np.empty(len(index), object)
+@dataclass(frozen=True)
+class _Kept:
+    """What the tiles, and contests, say of n nuclei."""
+
+    probabilities: np.ndarray
+    scores: np.ndarray
+    tissue: np.ndarray
+    shapes: np.ndarray
+    stains: np.ndarray
+    outlines: np.ndarray
+
+
+def _kept(index: np.ndarray, sources: _Sources, n_things: int) -> _Kept:
+    c, r, n = sources.candidates, sources.resolution, len(index)
+    kept = _Kept(
+        np.empty((n, n_things), np.float32), np.empty(n, np.float32), np.empty(n, np.uint8),
+        np.empty((n, len(SHAPE_COLUMNS)), np.float32), np.empty((n, len(STAIN_COLUMNS)), np.float32),
+        np.empty(n, object),
+    )  # fmt: skip
     for tile in np.unique(c.tile_of[index]):
         here = np.flatnonzero(c.tile_of[index] == tile)
-        rows, own = index[here] - c.start[tile], columns.get(int(tile))
-        probabilities[here], scores[here] = own["probabilities"][rows], own["scores"][rows]
-        tissue[here] = own["tissue"][rows]
+        rows, own = index[here] - c.start[tile], sources.columns.get(int(tile))
+        for name in ("probabilities", "scores", "tissue", "shapes", "stains"):
+            getattr(kept, name)[here] = own[name][rows]
         starts, blob = np.concatenate([[0], own["outline_ends"]]), own["outlines"].tobytes()
         for k, row in zip(here, rows, strict=True):
-            outlines[k] = blob[starts[row] : starts[row + 1]]
+            kept.outlines[k] = blob[starts[row] : starts[row + 1]]
     for k in np.flatnonzero(np.isin(index, list(r.new_outlines))):
-        outlines[k], tissue[k] = r.new_outlines[int(index[k])], r.new_tissue[int(index[k])]
-    class_id = classes.thing_ids[c.best_thing[index]]
+        i = int(index[k])
+        kept.outlines[k], kept.tissue[k], kept.shapes[k] = r.new_outlines[i], r.new_tissue[i], r.new_shapes[i]
+    return kept
+
+
+def _rows(part: slice, sources: _Sources, frame: TableFrame, schema: pa.Schema) -> pa.RecordBatch:
+    index = sources.resolution.candidate_of_id[part]
+    kept, centres = _kept(index, sources, len(frame.classes.things)), sources.centres[part]
+    measures, classes, scale = sources.resolution.measures.take(index), frame.classes, frame.level0_per_pixel
+    class_id = classes.thing_ids[sources.candidates.best_thing[index]]
+    units = np.array([frame.mpp if name in _LENGTHS else 1.0 for name in SHAPE_COLUMNS])
+    to_nearest = distance_to_nearest(sources.centres, sources.rows, part)
+    to_border = distance_to_border(sources.samples, centres, kept.tissue, MAX_BORDER_UM / frame.mpp)
     sides = [pa.array(measures.bbox[:, k] * scale) for k in (1, 0, 3, 2)]
     return pa.record_batch(
         [
-            pa.array(ids),
+            pa.array(np.arange(part.start + 1, part.stop + 1, dtype=np.uint32)),
             pa.array(class_id),
             _names(class_id, classes),
-            pa.array(scores),
-            *(pa.array(np.ascontiguousarray(p)) for p in probabilities.T),
+            pa.array(kept.scores),
+            *_floats(kept.probabilities),
             pa.array(measures.n_px * frame.mpp**2),
-            pa.array((measures.sum_x / measures.n_px + 0.5) * scale),
-            pa.array((measures.sum_y / measures.n_px + 0.5) * scale),
+            *_floats(kept.shapes * units),
+            *_floats(kept.stains),
+            pa.array((centres[:, 1] + 0.5) * scale),
+            pa.array((centres[:, 0] + 0.5) * scale),
             pa.StructArray.from_arrays(sides, ["xmin", "ymin", "xmax", "ymax"]),
-            pa.array(tissue),
-            _names(tissue, classes),
-            pa.array(outlines, pa.binary()),
+            pa.array(kept.tissue),
+            _names(kept.tissue, classes),
+            *_floats(np.stack([to_nearest, to_border], 1) * frame.mpp),
+            pa.array(kept.outlines, pa.binary()),
         ],
         schema=schema,
     )
+
+
+def _floats(table: np.ndarray) -> list[pa.Array]:
+    """The columns of float[n, k] as float32; null where there is no finite number."""
+    return [pa.array(column.astype(np.float32), mask=~np.isfinite(column)) for column in table.T]
+
+
+def shape_column(name: str) -> str:
+    """Name of the column with one of ``SHAPE_COLUMNS``."""
+    return f"{name}_um" if name in _LENGTHS else name
 
 
 def _names(class_ids: np.ndarray, classes: PanopticClasses) -> pa.DictionaryArray:
@@ -125,8 +193,13 @@ def _schema(frame: TableFrame, resolution: Resolution) -> pa.Schema:
     fields = [
         ("id", pa.uint32()), ("class_id", pa.uint8()), ("class", name), ("score", pa.float32()),
         *((probability_column(c), pa.float32()) for c in frame.classes.things),
-        ("area_um2", pa.float64()), ("centroid_x", pa.float64()), ("centroid_y", pa.float64()), ("bbox", bbox),
-        ("tissue_id", pa.uint8()), ("tissue", name), ("geometry", pa.binary()),
+        ("area_um2", pa.float64()),
+        *((shape_column(column), pa.float32()) for column in SHAPE_COLUMNS),
+        *((column, pa.float32()) for column in STAIN_COLUMNS),
+        ("centroid_x", pa.float64()), ("centroid_y", pa.float64()), ("bbox", bbox),
+        ("tissue_id", pa.uint8()), ("tissue", name),
+        ("distance_to_nearest_um", pa.float32()), ("distance_to_tissue_border_um", pa.float32()),
+        ("geometry", pa.binary()),
     ]  # fmt: skip
     geometry = {
         "encoding": "WKB",

@@ -28,10 +28,8 @@ from monai.transforms import (
 )
 from torch import Tensor
 
+from nucleipan.measure import STAIN_VECTORS
 from nucleipan.training.config import AugmentationConfig
-
-#: Rows: optical density of haematoxylin, eosin and the residual in R, G, B (Ruifrok & Johnston 2001).
-STAIN_VECTORS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 
 _LABELS = ("ids", "cover", "known")
 
@@ -73,7 +71,8 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         self.spread = spread
-        vectors = STAIN_VECTORS / STAIN_VECTORS.norm(dim=1, keepdim=True)
+        vectors = torch.tensor(STAIN_VECTORS, dtype=torch.float32)
+        vectors = vectors / vectors.norm(dim=1, keepdim=True)
         self._to_rgb, self._to_stains = vectors, torch.linalg.inv(vectors)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

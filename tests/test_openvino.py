@@ -1,0 +1,67 @@
+"""OpenVINO computes what PyTorch computes, on tiles of any size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nucleipan.errors import ModelError
+from nucleipan.geometry import Box
+from nucleipan.network.inference import InferenceNetwork
+from nucleipan.network.weights import load_model
+from nucleipan.pipeline import choose_backend
+from nucleipan.slide import at_mpp, open_slide
+from nucleipan.synthetic import SyntheticScene, write_slide
+from nucleipan.tiles import TileGrid
+from nucleipan.transforms import SlideTiles
+
+pytest.importorskip("openvino")
+from nucleipan.network.openvino import OpenVinoNetwork
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[torch.Tensor]:
+    path = tmp_path_factory.mktemp("slide") / "scene.tif"
+    write_slide(SyntheticScene((320, 384), seed=4), path, levels=1)
+    with open_slide(path) as slide:
+        view = at_mpp(slide, 0.5)
+        whole = Box.of_shape(view.shape)
+        items = SlideTiles(view, TileGrid(view.shape, whole, 192, 32))
+        return [torch.as_tensor(items[i]["image"])[None] for i in range(len(items))]
+
+
+def test_outputs_are_those_of_torch(tiles):
+    model = load_model("nucleipan-fast")
+    exact = model.network.eval()
+    here, there = InferenceNetwork(model.network, torch.device("cpu")), OpenVinoNetwork(model.network, n_threads=1)
+    assert len({t.shape for t in tiles}) > 1
+    for image in tiles:
+        with torch.no_grad():
+            truth = exact(image)
+        for name in ("nucleus", "semantic", "offsets"):
+            wanted, torchs, ours = (getattr(out, name) for out in (truth, here(image), there(image)))
+            assert ours.dtype == torch.float32
+            assert ours.shape == wanted.shape
+            allowed = 1.5 * (torchs - wanted).abs().mean() + 1e-3
+            assert (ours - wanted).abs().mean() <= allowed, f"{name}: farther from float32 than PyTorch's own bf16"
+        agree = ((there(image).nucleus > 0) == (truth.nucleus > 0)).float().mean()
+        assert agree > 0.995
+
+
+def test_outputs_stay_when_the_next_tile_is_computed(tiles):
+    network = OpenVinoNetwork(load_model("nucleipan-fast").network)
+    first = network(tiles[0])
+    kept = first.nucleus.clone()
+    network(tiles[1])
+    assert torch.equal(first.nucleus, kept)
+
+
+def test_which_backend_is_used(monkeypatch):
+    assert choose_backend("auto", "cpu") == "openvino"
+    assert choose_backend("torch", "cpu") == "torch"
+    with pytest.raises(ModelError, match="use auto, torch, openvino"):
+        choose_backend("onnx", "cpu")
+    monkeypatch.setattr("nucleipan.pipeline.find_spec", lambda name: None)
+    assert choose_backend("auto", "cpu") == "torch"
+    with pytest.raises(ModelError, match=r"pip install 'nucleipan\[openvino\]'"):
+        choose_backend("openvino", "cpu")
