@@ -17,6 +17,8 @@ from nucleipan.errors import ConfigError
 
 VOID_ID = 0
 VOID_NAME = "void"
+#: What models call the slide's glass, if they know it.
+GLASS_NAME = "background"
 
 
 @dataclass(frozen=True, slots=True)

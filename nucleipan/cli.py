@@ -171,6 +171,22 @@ def export(
 
 
 @app.command()
+def report(
+    store: Annotated[Path, typer.Argument(help="A store, <stem>.ome.zarr.")],
+    out: Annotated[Path, typer.Option(help="Page to write, FILE.html.")],
+    slide: Annotated[
+        Path | None, typer.Option(help="The slide, for example fields; looked for beside the store by default.")
+    ] = None,
+) -> None:
+    """Write a page about a store for any browser: maps, tables, measurements and example fields."""
+    from nucleipan.report import write_report
+    from nucleipan.store import PanopticStore
+
+    write_report(PanopticStore.open(store), out, slide)
+    print(out)
+
+
+@app.command()
 def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder of stores or label images.")],
     truth: Annotated[Path, typer.Option(help="Folder with labels/ and, where known, classes/ or tissue/.")],

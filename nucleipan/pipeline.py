@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from monai.transforms import Compose
 
-from nucleipan.classes import PanopticClasses
+from nucleipan.classes import GLASS_NAME, PanopticClasses
 from nucleipan.errors import ModelError
 from nucleipan.network.fusion import decode_tile
 from nucleipan.network.inference import FlipAverage, InferenceNetwork, Network, choose_device
@@ -118,7 +118,7 @@ def write_glass(job: TileJob, tile: Tile) -> None:
 
 def glass_id(classes: PanopticClasses) -> int:
     """Id of the class ``background``, 0 (void) where a model has none."""
-    return next((c.id for c in classes.stuff if c.name == "background"), 0)
+    return next((c.id for c in classes.stuff if c.name == GLASS_NAME), 0)
 
 
 def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[Tile]:

@@ -47,7 +47,6 @@ CHAINS = (
     ("errors", "files"),
     ("synthetic", "sample"),
     ("pipeline", "segment", "cluster"),
-    ("overlay", "report"),
     ("overlay", "training"),
     ("summary", "batch", "cli"),
 )
@@ -61,6 +60,8 @@ MAY_IMPORT = {
     "typer": {"cli"},
     "distributed": {"cluster"},
     "openvino": {"network"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
 }
 
 
@@ -214,7 +215,9 @@ def test_unsafe_calls_are_recognised(code: str, unsafe: bool) -> None:
 # What a command loads
 
 
-READERS = ("store", "slide", "exports", "evaluate", "metrics", "overlay", "describe", "stitch", "panoptic", "sample")
+READERS = (
+    "store", "slide", "exports", "evaluate", "metrics", "overlay", "report", "describe", "stitch", "panoptic", "sample",
+)  # fmt: skip
 HEAVY = {"torch", "monai"}
 
 

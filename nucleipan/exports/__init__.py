@@ -28,6 +28,10 @@ class Format:
 
 FORMATS = {
     "geojson": Format(".geojson.gz"),
+    "csv": Format(".csv.gz"),
+    "parquet": Format(".parquet"),
+    "h5ad": Format(".h5ad", "spatial"),
+    "spatialdata": Format(".spatialdata.zarr", "spatial"),
     "coco-panoptic": Format(".coco"),
     "cityscapes": Format(".cityscapes"),
     "ome-tiff": Format(".ome.tiff"),
@@ -52,6 +56,22 @@ def export_store(store: PanopticStore, name: str, path: Path, options: ExportOpt
                 from nucleipan.exports.geojson import export_geojson
 
                 return export_geojson(store, path, options.roi)
+            case "csv":
+                from nucleipan.exports.table import export_csv
+
+                return export_csv(store, path, options.roi)
+            case "parquet":
+                from nucleipan.exports.table import export_parquet
+
+                return export_parquet(store, path, options.roi)
+            case "h5ad":
+                from nucleipan.exports.anndata import export_h5ad
+
+                return export_h5ad(store, path, options.roi)
+            case "spatialdata":
+                from nucleipan.exports.spatialdata import export_spatialdata
+
+                return export_spatialdata(store, path, options.roi)
             case "coco-panoptic":
                 from nucleipan.exports.coco import export_coco
 

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
+from nucleipan.classes import GLASS_NAME
 from nucleipan.errors import StoreError
 from nucleipan.exports.selection import view_box
 from nucleipan.exports.sweep import trace_regions
 from nucleipan.geometry import Box
 from nucleipan.store import PanopticStore
-
-#: Stuff that is no tissue.
-GLASS_NAME = "background"
 
 #: Smaller regions and holes are left out: these outlines are for looking at, counting in and correcting by hand.
 MIN_REGION_UM2 = 500.0

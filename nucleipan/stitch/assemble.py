@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,14 @@ def _assemble(
     candidates = load_candidates(tiles_folder, context)
     cache = PlaneCache(tiles_folder, candidates.tiles)
     resolution = resolve(candidates, cache, context.level0_per_pixel)
-    _write_labels(folder, candidates, resolution, cache, context, layout)
-    frame = TableFrame(layout.classes, layout.mpp, context.level0_per_pixel)
-    write_table(folder / "nuclei.parquet", tiles_folder, candidates, resolution, frame, layout.row_group)
     # "The datasets array MUST have the same number of entries (scale levels) as the original unlabeled image."
     n_levels = ngff.n_levels_for(context.grid.slide_shape)
-    _write_overview(folder, overview, n_levels, layout)
+    with ThreadPoolExecutor(1, "overview") as pool:  # reads the slide meanwhile
+        overview_written = pool.submit(_write_overview, folder, overview, n_levels, layout)
+        _write_labels(folder, candidates, resolution, cache, context, layout)
+        frame = TableFrame(layout.classes, layout.mpp, context.level0_per_pixel)
+        write_table(folder / "nuclei.parquet", tiles_folder, candidates, resolution, frame, layout.row_group)
+        overview_written.result()
 
     summary = _summary(candidates, resolution)
     attributes = ngff.image_attributes(layout.name, overview.mpp, n_levels, layout.mpp)

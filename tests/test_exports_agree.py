@@ -1,0 +1,109 @@
+"""One store, many formats, one truth: number, ids, classes and areas of nuclei are the same in all of them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+from stitch_oracle import random_truth, stitch_oracle
+
+from nucleipan.errors import ConfigError
+from nucleipan.exports import FORMATS, export_store
+from nucleipan.geometry import Box
+from nucleipan.stitch import StitchContext
+from nucleipan.store import PanopticStore
+from nucleipan.tiles import TileGrid
+
+# Those that need the slide itself have tests of their own.
+WITHOUT_SLIDE = [name for name in FORMATS if not name.startswith("dicom")]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PanopticStore:
+    shape = (300, 260)
+    context = StitchContext(TileGrid(shape, Box.of_shape(shape), 128, 64, 1), 2.0)
+    return stitch_oracle(tmp_path_factory.mktemp("agree") / "slide.ome.zarr", random_truth(shape, 150), context)[0]
+
+
+@pytest.fixture(scope="module")
+def expected(store: PanopticStore) -> dict[int, tuple[str, int]]:
+    """Class name and pixels by id, counted in the raster."""
+    ids, classes = store.instances(), store.class_map()
+    found = {}
+    for k in np.unique(ids[ids > 0]).tolist():
+        (class_id,) = np.unique(classes[ids == k]).tolist()
+        found[k] = store.classes.by_id(class_id).name, int((ids == k).sum())
+    return found
+
+
+def read(name: str, path: Path, store: PanopticStore) -> dict[int, tuple[str, float]]:
+    """Class name and area in pixels by id, as an export tells them; read without our own code."""
+    px = store.mpp**2
+    match name:
+        case "geojson":
+            features = json.loads(gzip.decompress(path.read_bytes()))["features"]
+            nuclei = [f["properties"] for f in features if f["properties"]["objectType"] == "detection"]
+            return {int(p["name"]): (p["classification"]["name"], p["measurements"]["Area µm^2"] / px) for p in nuclei}
+        case "csv":
+            with gzip.open(path, "rt", newline="") as file:
+                return {int(r["id"]): (r["class"], float(r["area_um2"]) / px) for r in csv.DictReader(file)}
+        case "parquet":
+            rows = pq.read_table(path, columns=["id", "class", "area_um2"]).to_pylist()
+            return {r["id"]: (r["class"], r["area_um2"] / px) for r in rows}
+        case "h5ad":
+            anndata = pytest.importorskip("anndata").read_h5ad(path)
+            areas = np.asarray(anndata[:, "area_um2"].X).ravel() / px
+            return {int(i): (c, a) for i, c, a in zip(anndata.obs_names, anndata.obs["class"], areas, strict=True)}
+        case "spatialdata":
+            data = pytest.importorskip("spatialdata").read_zarr(path)
+            plane = np.asarray(data.labels["nuclei"]["scale0"]["image"])
+            sizes = np.bincount(plane.ravel())
+            table = next(iter(data.tables.values()))
+            return {int(i): (c, sizes[int(i)]) for i, c in zip(table.obs["id"], table.obs["class"], strict=True)}
+        case "coco-panoptic":
+            (document,) = path.glob("*.json")
+            coco = json.loads(document.read_text())
+            things = {c["id"]: c["name"] for c in coco["categories"] if c["isthing"]}
+            segments = [s for a in coco["annotations"] for s in a["segments_info"]]
+            return {s["id"]: (things[s["category_id"]], s["area"]) for s in segments if s["category_id"] in things}
+        case "cityscapes":
+            (links,) = path.rglob("instances.csv")
+            with open(links, newline="") as file:
+                rows = list(csv.DictReader(file))
+            planes = {r["file"]: imagecodecs.imread(next(path.rglob(Path(r["file"]).name))) for r in rows}
+            return {
+                int(r["nucleus_id"]): (r["class"], int((planes[r["file"]] == int(r["instance_id"])).sum()))
+                for r in rows
+            }
+        case "ome-tiff":
+            with tifffile.TiffFile(path) as tiff:
+                ids, classes = (s.asarray() for s in tiff.series)
+            first = {int(k): int(classes[ids == k][0]) for k in np.unique(ids[ids > 0])}
+            return {k: (store.classes.by_id(c).name, int((ids == k).sum())) for k, c in first.items()}
+    raise AssertionError(f"{name} is not compared; add it")
+
+
+@pytest.mark.parametrize("name", WITHOUT_SLIDE)
+def test_every_format_tells_the_same(name, store, expected, tmp_path):
+    path = tmp_path / f"slide{FORMATS[name].suffix}"
+    try:
+        assert export_store(store, name, path) == store.n_nuclei == len(expected)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    found = read(name, path, store)
+    assert {k: c for k, (c, _) in found.items()} == {k: c for k, (c, _) in expected.items()}
+    for k, (_, area) in found.items():
+        assert area == pytest.approx(expected[k][1], rel=1e-3)
+
+
+def test_the_table_tells_the_same(store, expected):
+    table = store.nuclei(["id", "class", "area_um2"])
+    rows = zip(*(table[c].to_pylist() for c in table.column_names), strict=True)
+    assert {i: (c, round(a / store.mpp**2)) for i, c, a in rows} == expected
