@@ -35,9 +35,11 @@ class OpenVinoNetwork:
                 fused, example_input=torch.zeros(_EXAMPLE), input=[("image", [1, 3, -1, -1])]
             )
         dtype = best_dtype(torch.device("cpu"))
-        options = {
+        options: dict[str, str | bool] = {
             "INFERENCE_PRECISION_HINT": "bf16" if dtype is torch.bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
+            # Every process would pin its threads to the same first cores, and to those that read and decode.
+            "ENABLE_CPU_PINNING": False,
         }
         if n_threads is not None:
             options["INFERENCE_NUM_THREADS"] = str(n_threads)
