@@ -68,8 +68,8 @@ def kill(process: subprocess.Popen, after: float, only_worker: bool) -> str:
             process.wait()
             return "killed"
         return "had ended"
-    # Nannies have one child each, the worker.
-    workers = [w for nanny in psutil.Process(process.pid).children() for w in nanny.children()]
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    workers = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
     if not workers:
         return "no worker yet"
     workers[-1].kill()
