@@ -63,7 +63,8 @@ def read(name: str, path: Path, store: PanopticStore) -> dict[int, tuple[str, fl
             return {int(i): (c, a) for i, c, a in zip(anndata.obs_names, anndata.obs["class"], areas, strict=True)}
         case "spatialdata":
             data = pytest.importorskip("spatialdata").read_zarr(path)
-            plane = np.asarray(data.labels["nuclei"]["scale0"]["image"])
+            labels = data.labels["nuclei"]  # an array, or levels of a pyramid
+            plane = np.asarray(labels["scale0"]["image"] if "scale0" in getattr(labels, "children", ()) else labels)
             sizes = np.bincount(plane.ravel())
             table = next(iter(data.tables.values()))
             return {int(i): (c, sizes[int(i)]) for i, c in zip(table.obs["id"], table.obs["class"], strict=True)}
