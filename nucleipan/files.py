@@ -7,12 +7,14 @@ until then.
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, cast
 
 from nucleipan.errors import DataError, NucleipanError, reason
 
@@ -55,6 +57,17 @@ def whole_folder(path: Path, error: type[NucleipanError] = DataError) -> Iterato
         raise error(_cannot_write(path, failure)) from failure
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def open_to_write(path: Path) -> Iterator[IO[bytes]]:
+    """``path``, compressed without a time stamp where it ends in ``.gz``: equal content gives equal files."""
+    with open(path, "wb") as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 5, raw, mtime=0) as packed:
+                yield cast(IO[bytes], packed)
+        else:
+            yield raw
 
 
 def _cannot_write(path: Path, failure: OSError) -> str:

@@ -17,13 +17,10 @@ same file.
 
 from __future__ import annotations
 
-import gzip
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +31,7 @@ from nucleipan.classes import VOID_ID, PanopticClasses
 from nucleipan.errors import StoreError, reason
 from nucleipan.exports.regions import TissueRegion, tissue_regions
 from nucleipan.exports.selection import nuclei_in
-from nucleipan.files import whole_file
+from nucleipan.files import open_to_write, whole_file
 from nucleipan.geometry import Box
 from nucleipan.stitch.table import probability_column
 from nucleipan.store import PanopticStore
@@ -62,7 +59,7 @@ def export_geojson(store: PanopticStore, path: Path | str, roi: Box | None = Non
     n_nuclei, separator = 0, b""
     namespace = uuid.uuid5(_NAMESPACE, json.dumps([store.slide, store.model, store.config], sort_keys=True))
     regions = tissue_regions(store, roi)
-    with whole_file(Path(path)) as temporary, _opened(temporary) as file:
+    with whole_file(Path(path)) as temporary, open_to_write(temporary) as file:
         file.write(b'{"type":"FeatureCollection","features":[\n')
         for first in range(0, len(regions), _ROWS):
             file.write(separator)
@@ -190,14 +187,3 @@ def _lists(texts: pa.StringArray, ends: np.ndarray) -> pa.ListArray:
 
 def _lines(features: pa.StringArray) -> memoryview:
     return memoryview(pc.binary_join(_lists(features, np.array([0, len(features)])), ",\n")[0].as_buffer())
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """``path`` to write to, compressed without a time stamp where it ends in ``.gz``."""
-    with open(path, "wb") as raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile("", "wb", 5, raw, mtime=0) as packed:
-                yield cast(IO[bytes], packed)
-        else:
-            yield raw

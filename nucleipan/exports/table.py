@@ -11,14 +11,11 @@ and with the bounding box of what is left. Both are written a row group at a tim
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +24,7 @@ import pyarrow.parquet as pq
 
 from nucleipan.errors import StoreError
 from nucleipan.exports.selection import nuclei_in
-from nucleipan.files import whole_file
+from nucleipan.files import open_to_write, whole_file
 from nucleipan.geometry import Box
 from nucleipan.store import PanopticStore
 
@@ -45,7 +42,11 @@ def export_csv(store: PanopticStore, path: Path | str, roi: Box | None = None) -
     columns = [field.name for field in store.nuclei_schema() if not pa.types.is_binary(field.type)]
     schema = _flat(store.nuclei_schema(columns).empty_table()).schema
     n = 0
-    with whole_file(Path(path)) as temporary, _opened(temporary) as file, pyarrow.csv.CSVWriter(file, schema) as writer:
+    with (
+        whole_file(Path(path)) as temporary,
+        open_to_write(temporary) as file,
+        pyarrow.csv.CSVWriter(file, schema) as writer,
+    ):
         for table in nuclei_in(store, roi, columns):
             writer.write_table(_flat(table))
             n += table.num_rows
@@ -86,16 +87,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _defused(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(texts.cast(pa.string()), pattern=_FORMULA, replacement=r"'\1")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with open(path, "wb") as raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile("", "wb", 5, raw, mtime=0) as packed:
-                yield cast(IO[bytes], packed)
-        else:
-            yield raw
 
 
 def _write_part(store: PanopticStore, path: Path, roi: Box) -> int:
