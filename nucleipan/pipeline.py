@@ -1,10 +1,14 @@
 """What happens to a tile: read, transform, network, decode, file.
 
-    view.read + transform  ->  network  ->  decode + tile file         (three threads, side by side)
+On a GPU the three stages overlap, each in a thread of its own, so that the slowest sets the pace::
 
-Reading ahead, computing and decoding overlap, so that the slowest of the three sets the pace. A tile is done when its
-file is there: any process may compute any tile at any time, twice if need be, and nothing has to be told to anybody.
-``TileJob`` holds what a process must know for that.
+    view.read + transform  ->  network  ->  decode + tile file
+
+On a CPU the network alone keeps all cores busy, and all of them wait for one that is taken away. There a few tiles go
+through the network one after the other; then, while it rests, they are decoded and the next are read, a tile a core.
+
+A tile is done when its file is there: any process may compute any tile at any time, twice if need be, and nothing has
+to be told to anybody. ``TileJob`` holds what a process must know for that.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ from nucleipan.transforms import SlideTiles
 BACKENDS = ("auto", "torch", "openvino")
 
 _AHEAD = 1
+# Tiles that wait for being decoded: each holds 100 MB or so.
+_MOST_TOGETHER = 4
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -127,9 +133,8 @@ def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[T
     network = job.network or _ready(job.model, job.device, job.backend, job.flips, job.n_threads)
     dataset = SlideTiles(view, tiles, job.transform(view) if job.transform else None)
 
-    def segmented(items: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], HeadOutputs]]:
-        for item in items:
-            yield item, network(torch.as_tensor(item.pop("image"))[None])
+    def compute(item: dict[str, Any]) -> tuple[dict[str, Any], HeadOutputs]:
+        return item, network(torch.as_tensor(item.pop("image"))[None])
 
     def finish(work: tuple[dict[str, Any], HeadOutputs]) -> Tile:
         item, outputs = work
@@ -138,9 +143,32 @@ def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[T
         write_record(job.folder, tile_record(panoptic, job.context, item.get("pixels")))
         return item["tile"]
 
+    run = _in_turns if choose_device(job.device).type == "cpu" else _side_by_side
+    yield from run(len(tiles), dataset.__getitem__, compute, finish)
+
+
+def _side_by_side(
+    n: int, read: Callable[[int], _T], compute: Callable[[_T], _U], finish: Callable[[_U], Tile]
+) -> Iterator[Tile]:
+    """Items 0 to n - 1 through three stages that overlap; the first error stops everything."""
     with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "decode") as decoding:
-        images = _in_order(reading, dataset.__getitem__, range(len(tiles)))
-        yield from _in_order(decoding, finish, segmented(images))
+        items = _in_order(reading, read, range(n))
+        yield from _in_order(decoding, finish, map(compute, items))
+
+
+def _in_turns(
+    n: int, read: Callable[[int], _T], compute: Callable[[_T], _U], finish: Callable[[_U], Tile]
+) -> Iterator[Tile]:
+    """The same, with nothing beside ``compute``; what else there is is done for a few items at once."""
+    n_together = min(_MOST_TOGETHER, torch.get_num_threads())
+    with ThreadPoolExecutor(n_together, "tile") as pool:
+        coming = [pool.submit(read, i) for i in range(min(n_together, n))]
+        for first in range(n_together, n + n_together, n_together):
+            # No list of items is kept: each is let go as soon as it is used.
+            finished = deque(compute(coming.pop(0).result()) for _ in range(len(coming)))
+            tiles = [pool.submit(finish, finished.popleft()) for _ in range(len(finished))]
+            coming = [pool.submit(read, i) for i in range(first, min(first + n_together, n))]
+            yield from (tile.result() for tile in tiles)
 
 
 @lru_cache(maxsize=1)

@@ -1,9 +1,9 @@
 """Cutting a slide into tiles: arithmetic only, no pixels.
 
-A tile has a *core*, the pixels it answers for, and a *margin* of context around it. Cores partition the extent
-exactly; margins are cut off at the slide's own border, where there is nothing to see::
+A tile has a *core*, the pixels it answers for, and a *margin* of context around it, together its *outer* box. Cores
+partition the extent exactly::
 
-    +-----------------------+      outer = core + margin, clipped to the slide
+    +-----------------------+      outer = core + margin
     |  margin               |
     |   +---------------+   |      cores start at multiples of `align` (the network's deepest
     |   |     core      |   |      stride), and so do the outers, so that a pixel meets the same
@@ -13,6 +13,9 @@ exactly; margins are cut off at the slide's own border, where there is nothing t
 
 When the margin covers the network's receptive field, a pixel's output does not depend on the tile it was
 computed in; stitching then has nothing to repair.
+
+All tiles have the same size, so that a network is prepared and its memory planned once: the extent is divided
+evenly, and at the slide's border, beyond which there is nothing to see, an outer box is shifted inwards.
 """
 
 from __future__ import annotations
@@ -38,9 +41,10 @@ class Tile:
 class TileGrid:
     """Tiles over ``extent``, the part of a slide to segment, of a slide of ``slide_shape`` (height, width).
 
-    ``core`` is the side of a core in pixels, ``margin`` the context around it; both are rounded up to
+    ``core`` is the side of a core in pixels at most, ``margin`` the context around it; both are rounded up to
     multiples of ``align``. The first core of each axis starts at the multiple of ``align`` at or before the
-    extent's start, and cores are clipped to the extent.
+    extent's start, all have the same sides, and the last are clipped to the extent. Outer boxes have the same sides
+    too, or end at the slide's border, less than ``align`` short of them.
 
     Raises:
         ConfigError: ``core`` or ``align`` < 1, ``margin`` < 0, or the extent is empty or outside the slide.
@@ -64,15 +68,22 @@ class TileGrid:
 
     @property
     def n_rows(self) -> int:
-        return -(-(self.extent.y1 - self._origin[0]) // self.core)
+        return -(-(self.extent.y1 - self._origin[0]) // self._sides[0])
 
     @property
     def n_cols(self) -> int:
-        return -(-(self.extent.x1 - self._origin[1]) // self.core)
+        return -(-(self.extent.x1 - self._origin[1]) // self._sides[1])
 
     @property
     def _origin(self) -> tuple[int, int]:
         return self.extent.y0 // self.align * self.align, self.extent.x0 // self.align * self.align
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """Height and width of a core: what remains of ``core`` when no tile is to be much smaller than others."""
+        lengths = self.extent.y1 - self._origin[0], self.extent.x1 - self._origin[1]
+        height, width = (_round_up(-(-length // -(-length // self.core)), self.align) for length in lengths)
+        return height, width
 
     def __len__(self) -> int:
         return self.n_rows * self.n_cols
@@ -86,15 +97,18 @@ class TileGrid:
     def tile(self, row: int, col: int) -> Tile:
         if not (0 <= row < self.n_rows and 0 <= col < self.n_cols):
             raise ConfigError(f"tile ({row}, {col}) is outside the grid of {self.n_rows} x {self.n_cols}")
-        y, x = self._origin[0] + row * self.core, self._origin[1] + col * self.core
-        core = Box(y, x, y + self.core, x + self.core).clipped(self.extent)
-        outer = self._aligned(core).grown(self.margin).clipped(Box.of_shape(self.slide_shape))
-        return Tile(row, col, core, outer)
+        (height, width), (slide_height, slide_width) = self._sides, self.slide_shape
+        y, x = self._origin[0] + row * height, self._origin[1] + col * width
+        core = Box(y, x, y + height, x + width).clipped(self.extent)
+        y0, y1 = self._outer(y, height, slide_height)
+        x0, x1 = self._outer(x, width, slide_width)
+        return Tile(row, col, core, Box(y0, x0, y1, x1))
 
-    def _aligned(self, box: Box) -> Box:
-        """The smallest box around ``box`` whose sides are multiples of ``align``."""
-        n = self.align
-        return Box(box.y0 // n * n, box.x0 // n * n, _round_up(box.y1, n), _round_up(box.x1, n))
+    def _outer(self, start: int, side: int, length: int) -> tuple[int, int]:
+        """First and last + 1 pixel of an outer box along an axis of a slide of ``length``."""
+        size = side + 2 * self.margin
+        first = max(0, min(start - self.margin, _round_up(length - size, self.align)))
+        return first, min(first + size, length)
 
     @property
     def redundancy(self) -> float:

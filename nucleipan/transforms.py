@@ -26,7 +26,7 @@ from nucleipan.tiles import Tile, TileGrid
 
 
 class ReadTiled(MapTransform):
-    """Replace a ``Tile`` by its pixels, uint8[3, H, W], H and W multiples of ``align``.
+    """Replace a ``Tile`` by its pixels, uint8[3, H, W] with channels last in memory, H and W multiples of ``align``.
 
     The tile's outer box is read; as it was read it stays under ``pixels``, uint8[h, w, 3], for measurements. Where its
     size is no multiple of ``align``, which only happens at the slide's bottom and right, it is extended by reflection:
@@ -43,23 +43,24 @@ class ReadTiled(MapTransform):
         for key in self.key_iterator(out):
             out["pixels"] = self.view.read(out[key].outer)
             pixels = pad_to_multiple(out["pixels"], self.align)
-            out[key] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+            out[key] = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
         return out
 
 
 def default_transforms(view: SlideView) -> Compose:
-    """What the shipped models expect under the key ``image``: float32[3, H, W] in [0, 1]."""
+    """``image`` as MONAI's transforms expect it: float32[3, H, W] in [0, 1]. Networks take uint8 as well."""
     return Compose([ReadTiled("image", view), ScaleIntensityRanged("image", 0, 255, 0, 1)])
 
 
 class SlideTiles(Dataset):
     """The tiles of a grid as a MONAI dataset: items ``{"image": ..., "tile": Tile, "pixels": ...}``, in order.
 
-    Slides cannot be pickled; with ``DataLoader`` workers use threads, or processes started by fork.
+    ``image`` is what ``transform`` makes of a tile; by default its pixels as they are, uint8[3, H, W]. Slides cannot be
+    pickled; with ``DataLoader`` workers use threads, or processes started by fork.
     """
 
     def __init__(self, view: SlideView, tiles: Iterable[Tile], transform: Compose | None = None) -> None:
-        super().__init__([{"image": t, "tile": t} for t in tiles], transform or default_transforms(view))
+        super().__init__([{"image": t, "tile": t} for t in tiles], transform or ReadTiled("image", view))
 
 
 class TileSplitter(Splitter):
@@ -82,7 +83,8 @@ class TileSplitter(Splitter):
 
     def __call__(self, inputs: SlideView) -> Iterable[tuple[torch.Tensor, Sequence[int]]]:
         whole = Box.of_shape(inputs.shape)
-        tiles = SlideTiles(inputs, TileGrid(inputs.shape, whole, self.core, self.margin))
+        grid = TileGrid(inputs.shape, whole, self.core, self.margin)
+        tiles = SlideTiles(inputs, grid, default_transforms(inputs))
         for i in range(len(tiles)):
             item: dict[str, Any] = tiles[i]
             outer = item["tile"].outer

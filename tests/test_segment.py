@@ -73,7 +73,7 @@ def slide(tmp_path_factory) -> Path:
 
 
 def oracle(image: Tensor) -> HeadOutputs:
-    colours = (image * 255).round()
+    colours = image.float()
     semantic = torch.nn.functional.one_hot(colours[:, 0].long() - 1, K).permute(0, 3, 1, 2) * 20.0 - 10
     is_nucleus = colours[:, :1] <= len(DEFAULT_CLASSES.things)
     # Under a nucleus the tissue is unknown to the slide; say stroma.
@@ -223,7 +223,7 @@ def test_two_processes_do_not_write_one_store(slide, tmp_path):
 
 
 def test_an_overruled_pixel_size_is_said(slide, tmp_path):
-    result = segment_slide(slide, tmp_path, model(), SegmentOptions(mpp=0.6), network=lambda x: oracle(x * 0 + 7 / 255))
+    result = segment_slide(slide, tmp_path, model(), SegmentOptions(mpp=0.6), network=lambda x: oracle(x * 0 + 7))
     assert [n.split(";")[0] for n in result.notes] == [
         "says 0.5 um per pixel",
         "has 0.6 um per pixel and was enlarged to the model's 0.5",
@@ -252,7 +252,7 @@ def test_glass_is_skipped(tmp_path):
 
     def counts(image: Tensor) -> HeadOutputs:
         seen.append(image.shape)
-        return oracle(torch.full_like(image, 7 / 255))
+        return oracle(torch.full_like(image, 7))
 
     result = segment_slide(path, tmp_path, model(), SegmentOptions(tile=96), network=counts)
     assert 0 < len(seen) == result.n_computed < result.n_tiles

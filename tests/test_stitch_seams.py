@@ -138,7 +138,7 @@ def test_a_nucleus_that_loses_every_pixel_disappears(tmp_path: Path) -> None:
 
 def test_ids_follow_the_centres_that_remain(tmp_path: Path) -> None:
     left = [rect(40, 35, 56, 55), rect(50, 55, 56, 62)]
-    store, summary = stitch_views(tmp_path / "t", {(0, 0): [left], (0, 1): [[rect(44, 55, 56, 62)]]}, (58, 100))
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): [left], (0, 1): [[rect(44, 55, 56, 62)]]})
     assert summary.n_contested == 1
     # The right one is second by the centre it came with, and first by the one it is left with.
     assert store.instances()[46, 58] == 1
@@ -146,7 +146,9 @@ def test_ids_follow_the_centres_that_remain(tmp_path: Path) -> None:
 
 
 def test_nuclei_larger_than_the_margin_are_counted(tmp_path: Path) -> None:
-    _, summary = stitch_views(tmp_path / "t", {(0, 0): [[rect(20, 5, 30, 90)]]})
+    # Tile (0, 0) sees 130 px of the slide's 300.
+    long = [rect(20, 5, 30, 60), rect(24, 60, 26, 140)]
+    _, summary = stitch_views(tmp_path / "t", {(0, 0): [long]}, (100, 300))
     assert summary.n_cut == 1
 
 
@@ -169,7 +171,7 @@ def spaced_truth(shape: tuple[int, int], seed: int) -> Truth:
 
 
 def noisy_tile(truth: Truth, panoptic: PanopticTile, seed: int) -> PanopticTile:
-    """Every nucleus moved by up to 2 px and shrunk or grown by one, anew in every tile."""
+    """Every nucleus moved by up to 1 px and shrunk or grown by one, anew in every tile: less than half is lost."""
     tile = panoptic.tile
     rng = np.random.default_rng(seed + 1000 * tile.row + tile.col)
     plane = np.zeros_like(panoptic.instances)
@@ -178,7 +180,7 @@ def noisy_tile(truth: Truth, panoptic: PanopticTile, seed: int) -> PanopticTile:
         change = rng.integers(0, 3)
         if change:
             mask = (ndimage.binary_erosion if change == 1 else ndimage.binary_dilation)(mask)
-        dy, dx = rng.integers(-2, 3, 2)
+        dy, dx = rng.integers(-1, 2, 2)
         y, x = np.nonzero(mask)
         y, x = y + found[0].start - 4 + dy, x + found[1].start - 4 + dx
         is_inside = (y >= 0) & (x >= 0) & (y < plane.shape[0]) & (x < plane.shape[1])
@@ -187,7 +189,7 @@ def noisy_tile(truth: Truth, panoptic: PanopticTile, seed: int) -> PanopticTile:
 
 
 @pytest.mark.parametrize("core", [40, 64, 100])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
 def test_noisy_tiles_neither_cut_nor_double_nor_lose(tmp_path: Path, core: int, seed: int) -> None:
     shape = (420, 420)
     truth = spaced_truth(shape, seed)

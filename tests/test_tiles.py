@@ -81,16 +81,24 @@ def test_margins_surround_the_core_up_to_the_slides_border(grid):
 
 @given(grids())
 @settings(deadline=None)
-def test_a_tile_computes_no_more_than_its_core_needs(grid):
-    for tile in grid:
-        most = 2 * grid.margin + 2 * (grid.align - 1)
-        assert tile.outer.height <= tile.core.height + most
-        assert tile.outer.width <= tile.core.width + most
+def test_all_tiles_are_computed_at_the_same_size(grid):
+    sizes = {tuple(-(-side // grid.align) for side in tile.outer.shape) for tile in grid}
+    assert len(sizes) == 1
+    height, width = (side * grid.align for side in sizes.pop())
+    most = grid.core + 2 * grid.margin
+    assert height <= most
+    assert width <= most
+
+
+def test_the_extent_is_divided_evenly():
+    grid = TileGrid((8192, 2100), Box(0, 0, 8192, 2100), 2048, 128)
+    assert [t.core for t in grid][:2] == [Box(0, 0, 2048, 1056), Box(0, 1056, 2048, 2100)]
+    assert [t.outer for t in grid][:2] == [Box(0, 0, 2304, 1312), Box(0, 800, 2304, 2100)]
 
 
 def test_redundancy_is_computed_over_kept():
     grid = TileGrid((8192, 8192), Box(0, 0, 8192, 8192), 2048, 128)
-    assert grid.redundancy == pytest.approx(((8192 + 6 * 128) / 8192) ** 2)
+    assert grid.redundancy == pytest.approx((2304 / 2048) ** 2)
     assert TileGrid((500, 500), Box(0, 0, 500, 500), 2048, 128).redundancy == 1
 
 

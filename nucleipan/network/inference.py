@@ -17,12 +17,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from nucleipan.errors import ModelError
 from nucleipan.network.model import HeadOutputs, PanopticNet
 
-#: float[B, 3, H, W] in [0, 1] -> HeadOutputs.
+#: uint8[B, 3, H, W], or float in [0, 1], -> HeadOutputs.
 Network = Callable[[Tensor], HeadOutputs]
 
 
 class InferenceNetwork:
-    """``float[B, 3, H, W]`` on any device -> float32 ``HeadOutputs`` on ``device``; has its own copy of the weights."""
+    """``uint8[B, 3, H, W]``, or float in [0, 1], on any device -> float32 ``HeadOutputs`` on ``device``.
+
+    It has its own copy of the weights.
+    """
 
     def __init__(self, network: PanopticNet, device: torch.device) -> None:
         self.device = device
@@ -32,8 +35,10 @@ class InferenceNetwork:
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> HeadOutputs:
-        image = image.to(self.device, dtype=self.dtype, memory_format=torch.channels_last, non_blocking=True)
-        out = self._network(image)
+        image = image.to(self.device, non_blocking=True)
+        if image.dtype == torch.uint8:
+            image = image.float().div_(255)
+        out = self._network(image.to(self.dtype, memory_format=torch.channels_last))
         return HeadOutputs(out.semantic.float(), out.nucleus.float(), out.offsets.float())
 
 

@@ -24,7 +24,7 @@ from nucleipan.panoptic import PanopticTile
 from nucleipan.slide import ArraySlide, at_mpp
 from nucleipan.tiles import TileGrid
 from nucleipan.training.data import Sample
-from nucleipan.transforms import SlideTiles
+from nucleipan.transforms import SlideTiles, default_transforms
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Segmenter:
         pixels = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
         view = at_mpp(ArraySlide(Path(sample.name), pixels), self.mpp, sample.mpp)
         grid = TileGrid(view.shape, Box.of_shape(view.shape), core=max(view.shape), margin=0)
-        tile = SlideTiles(view, grid)[0]["image"]
+        tile = SlideTiles(view, grid, default_transforms(view))[0]["image"]
         outputs = self.network(torch.as_tensor(tile)[None])
         found = decode_tile(outputs, grid.tile(0, 0), self.classes, view.mpp, self.decode)
         return view.read(Box.of_shape(view.shape)), found
