@@ -227,6 +227,21 @@ def train(
     print(f"weights: {path}")
 
 
+@app.command()
+def view(
+    slide: Annotated[Path, typer.Argument(help="A slide, image or store.")],
+    store: Annotated[Path | None, typer.Argument(help="Its store; looked for beside the slide by default.")] = None,
+) -> None:
+    """Open a slide, its nuclei and tissue in napari."""
+    try:
+        from napari_nucleipan._view import view as view_in_napari
+    except ImportError as error:
+        raise NucleipanError(
+            f"viewing needs napari and a Qt binding ({error}); pip install 'nucleipan[napari]' 'PySide6<6.12'"
+        ) from error
+    view_in_napari(slide, store)
+
+
 def _parse_roi(text: str | None) -> Box | None:
     from nucleipan.geometry import Box
 

@@ -37,7 +37,9 @@ LAYERS: tuple[frozenset[str], ...] = (
         {"network", "transforms", "stitch", "store", "metrics", "datasets"}
     ),  # one job each, unaware of the others
     # jobs put together
-    frozenset({"pipeline", "segment", "cluster", "evaluate", "exports", "overlay", "report", "describe", "training"}),
+    frozenset(
+        {"pipeline", "segment", "cluster", "evaluate", "edits", "exports", "overlay", "report", "describe", "training"}
+    ),
     frozenset({"config"}),
     frozenset({"summary", "batch", "cli"}),
 )

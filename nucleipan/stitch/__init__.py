@@ -14,9 +14,19 @@ one centred outside is left out, and the tissue it lies on is shown. So the stor
 """
 
 from nucleipan.stitch.assemble import Overview, StitchSummary, StoreLayout, assemble
-from nucleipan.stitch.record import StitchContext, TileRecord, finished_tiles, tile_path, tile_record, write_record
+from nucleipan.stitch.record import (
+    Measures,
+    StitchContext,
+    TileRecord,
+    finished_tiles,
+    read_columns,
+    tile_path,
+    tile_record,
+    write_record,
+)
 
 __all__ = [
+    "Measures",
     "Overview",
     "StitchContext",
     "StitchSummary",
@@ -24,6 +34,7 @@ __all__ = [
     "TileRecord",
     "assemble",
     "finished_tiles",
+    "read_columns",
     "tile_path",
     "tile_record",
     "write_record",
