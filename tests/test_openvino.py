@@ -57,6 +57,15 @@ def test_outputs_stay_when_the_next_tile_is_computed(tiles):
     assert torch.equal(first.nucleus, kept)
 
 
+def test_nobody_is_told(monkeypatch):
+    telemetry = pytest.importorskip("openvino_telemetry")
+    told: list[tuple] = []
+    for name in ("start_session", "send_event", "send_error", "send_stack_trace"):
+        monkeypatch.setattr(telemetry.Telemetry, name, lambda *args, **kwargs: told.append(args))
+    OpenVinoNetwork(load_model("nucleipan-fast").network)(torch.zeros((1, 3, 64, 64), dtype=torch.uint8))
+    assert not told
+
+
 def test_which_backend_is_used(monkeypatch):
     assert choose_backend("auto", "cpu") == "openvino"
     assert choose_backend("torch", "cpu") == "torch"

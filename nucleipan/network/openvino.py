@@ -13,6 +13,8 @@ import warnings
 import numpy as np
 import openvino
 import torch
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from openvino.preprocess import PrePostProcessor
 from torch import Tensor, nn
 
@@ -34,9 +36,7 @@ class OpenVinoNetwork:
         with torch.no_grad(), warnings.catch_warnings():
             # The check of the tile's size is not traced, and tracing itself is called old.
             warnings.simplefilter("ignore")
-            self._graph = openvino.convert_model(
-                fused, example_input=torch.zeros(_EXAMPLE), input=[("image", [-1, 3, -1, -1])]
-            )
+            self._graph = _graph_of(fused)
         dtype = best_dtype(torch.device("cpu"))
         self._options: dict[str, str | bool] = {
             "INFERENCE_PRECISION_HINT": "bf16" if dtype is torch.bfloat16 else "f32",
@@ -78,6 +78,13 @@ class OpenVinoNetwork:
         if is_scanned:
             steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
         return steps.build()
+
+
+def _graph_of(network: nn.Module) -> openvino.Model:
+    """The network, traced. (``openvino.convert_model`` does the same, but reports each call to its makers.)"""
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(network, example_input=torch.zeros(_EXAMPLE))  # must outlive the conversion
+    return frontend.convert(frontend.load(decoder))
 
 
 class _Outputs(nn.Module):
