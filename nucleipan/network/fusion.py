@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numba import njit
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.special import softmax
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.network.islands import absorb_islands
@@ -56,14 +55,14 @@ def decode_tile(
     semantic = _numpy(outputs.semantic[0])  # [K, ceil(h/s), ceil(w/s)] or more
     things, stuff = semantic[classes.thing_ids - 1], semantic[classes.stuff_ids - 1]
 
-    probabilities = _thing_probabilities(instances, softmax(things, 0), stride)  # [n + 1, T], row 0 unused
+    probabilities = _thing_probabilities(instances, things, stride)  # [n + 1, T], row 0 unused
     class_of = probabilities.argmax(1).astype(np.int32)
     stuff_plane = np.zeros((h, w), np.uint8)
     if len(stuff):  # a model of nuclei alone leaves everything else void
         _give_back_pixels(instances, nucleus, things, class_of, stuff.max(0), stride)
         labels = absorb_islands(stuff, max(1, round(config.min_stuff_um2 / (mpp * stride) ** 2)))
         stuff_plane = classes.stuff_ids[_upsample_argmax(stuff, labels, stride, h, w)]
-    instances, kept = cpu.keep_largest_pieces(instances, config.voting.min_area)
+    kept = cpu.keep_largest_pieces(instances, config.voting.min_area)
     return PanopticTile(tile, stuff_plane, instances, probabilities[kept], _mean_score(instances, nucleus, len(kept)))
 
 
@@ -77,43 +76,73 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().float().cpu().numpy())
 
 
-def _thing_probabilities(instances: np.ndarray, probabilities: np.ndarray, stride: int) -> np.ndarray:
-    """Mean of float32[T, h/s, w/s] over each instance: float32[n + 1, T], rows sum to 1 (row 0: uniform)."""
-    sums, counts = _sum_by_instance(instances, probabilities, stride, int(instances.max(initial=0)))
+def _thing_probabilities(instances: np.ndarray, logits: np.ndarray, stride: int) -> np.ndarray:
+    """Mean softmax of float32[T, h/s, w/s] over each instance: float32[n + 1, T], rows sum to 1 (row 0: uniform)."""
+    sums, counts = _sum_by_instance(instances, logits, stride, int(instances.max(initial=0)))
     empty = counts == 0
     sums[empty], counts[empty] = 1.0 / sums.shape[1], 1
     return (sums / counts[:, None]).astype(np.float32)
 
 
-def _mean_score(instances: np.ndarray, nucleus: np.ndarray, n: int) -> np.ndarray:
-    """float32[n], mean nucleus probability over each of the instances 1..n."""
-    inside = instances > 0
-    p = 1 / (1 + np.exp(-nucleus[inside]))
-    ids = instances[inside]
-    return (np.bincount(ids, p, n + 1)[1:] / np.bincount(ids, minlength=n + 1)[1:]).astype(np.float32)
+@njit(nogil=True, cache=True)
+def _sum_by_instance(instances, logits, stride, n):
+    n_classes = logits.shape[0]
+    sums, counts = np.zeros((n + 1, n_classes), np.float64), np.zeros(n + 1, np.int64)
+    p = np.zeros(n_classes, np.float32)
+    h, w = instances.shape
+    for y0 in range(0, h, stride):
+        for x0 in range(0, w, stride):
+            is_ready = False
+            for y in range(y0, min(y0 + stride, h)):
+                for x in range(x0, min(x0 + stride, w)):
+                    i = instances[y, x]
+                    if i == 0:
+                        continue
+                    if not is_ready:  # few coarse pixels lie under nuclei
+                        _softmax(logits[:, y0 // stride, x0 // stride], p)
+                        is_ready = True
+                    counts[i] += 1
+                    for k in range(n_classes):
+                        sums[i, k] += p[k]
+    return sums, counts
 
 
 @njit(nogil=True, cache=True)
-def _sum_by_instance(instances, values, stride, n):
-    sums = np.zeros((n + 1, values.shape[0]), np.float64)
-    counts = np.zeros(n + 1, np.int64)
+def _softmax(logits, out):
+    largest, total = logits.max(), np.float32(0)
+    for k in range(len(out)):
+        out[k] = np.exp(logits[k] - largest)
+        total += out[k]
+    for k in range(len(out)):
+        out[k] /= total
+
+
+@njit(nogil=True, cache=True)
+def _mean_score(instances, nucleus, n):
+    """float32[n], mean nucleus probability over each of the instances 1..n, of which none is empty."""
+    sums, counts = np.zeros(n + 1, np.float64), np.zeros(n + 1, np.int64)
     for y in range(instances.shape[0]):
         for x in range(instances.shape[1]):
             i = instances[y, x]
             if i > 0:
                 counts[i] += 1
-                for k in range(values.shape[0]):
-                    sums[i, k] += values[k, y // stride, x // stride]
-    return sums, counts
+                sums[i] += _sigmoid(nucleus[y, x])
+    return (sums[1:] / counts[1:]).astype(np.float32)
 
 
 @njit(nogil=True, cache=True)
-def _corners(y, stride, n):
-    """Two neighbours on the coarse grid and the weight of the second (half-pixel centres, clamped at the border)."""
-    position = (np.float32(y) + np.float32(0.5)) / np.float32(stride) - np.float32(0.5)
-    position = min(max(position, np.float32(0)), np.float32(n - 1))
-    low = np.int64(np.floor(position))
-    return low, min(low + 1, n - 1), position - np.float32(low)
+def _corners(size, stride, n):
+    """For each of ``size`` fine pixels its two neighbours among ``n`` coarse ones and the weight of the second.
+
+    Pixels are areas (half-pixel centres); beyond the outermost centres the outermost value holds.
+    """
+    low, high, weight = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32)
+    for i in range(size):
+        position = (np.float32(i) + np.float32(0.5)) / np.float32(stride) - np.float32(0.5)
+        position = min(max(position, np.float32(0)), np.float32(n - 1))
+        low[i] = np.int64(np.floor(position))
+        high[i], weight[i] = min(low[i] + 1, n - 1), position - np.float32(low[i])
+    return low, high, weight
 
 
 @njit(nogil=True, cache=True)
@@ -132,36 +161,51 @@ def _sigmoid(x):
 @njit(nogil=True, cache=True)
 def _give_back_pixels(instances, nucleus, things, class_of, stuff_best, stride):
     """Clear the pixels of ``instances`` whose fused logit does not beat the best stuff logit (in place)."""
-    for y in range(instances.shape[0]):
-        y0, y1, fy = _corners(y, stride, things.shape[1])
-        for x in range(instances.shape[1]):
+    h, w = instances.shape
+    above, below, fy = _corners(h, stride, things.shape[1])
+    left, right, fx = _corners(w, stride, things.shape[2])
+    for y in range(h):
+        y0, y1 = above[y], below[y]
+        for x in range(w):
             i = instances[y, x]
             if i == 0:
                 continue
-            x0, x1, fx = _corners(x, stride, things.shape[2])
+            x0, x1 = left[x], right[x]
             a = nucleus[y, x]
-            b = _bilinear(things[class_of[i]], y0, y1, fy, x0, x1, fx)
-            if (_sigmoid(a) + _sigmoid(b)) * (a + b) <= _bilinear(stuff_best, y0, y1, fy, x0, x1, fx):
+            b = _bilinear(things[class_of[i]], y0, y1, fy[y], x0, x1, fx[x])
+            if (_sigmoid(a) + _sigmoid(b)) * (a + b) <= _bilinear(stuff_best, y0, y1, fy[y], x0, x1, fx[x]):
                 instances[y, x] = 0
 
 
 @njit(nogil=True, cache=True)
 def _upsample_argmax(logits, labels, stride, h, w):
     """Argmax of the bilinearly upsampled logits, uint8[h, w]; ``labels`` is their argmax on the coarse grid."""
-    out = np.zeros((h, w), np.uint8)
-    n_y, n_x = labels.shape
+    out = np.empty((h, w), np.uint8)
+    above, below, fy = _corners(h, stride, labels.shape[0])
+    left, right, fx = _corners(w, stride, labels.shape[1])
     for y in range(h):
-        y0, y1, fy = _corners(y, stride, n_y)
-        for x in range(w):
-            x0, x1, fx = _corners(x, stride, n_x)
+        y0, y1 = above[y], below[y]
+        start = 0
+        while start < w:  # a run of pixels between the same coarse ones
+            x0, x1 = left[start], right[start]
+            stop = start + 1
+            while stop < w and left[stop] == x0:
+                stop += 1
             c = labels[y0, x0]
-            if not (c == labels[y0, x1] and c == labels[y1, x0] and c == labels[y1, x1]):
-                best = _bilinear(logits[0], y0, y1, fy, x0, x1, fx)
-                c = 0
-                for k in range(1, logits.shape[0]):
-                    v = _bilinear(logits[k], y0, y1, fy, x0, x1, fx)
-                    if v > best:
-                        best = v
-                        c = k
-            out[y, x] = c
+            if c == labels[y0, x1] and c == labels[y1, x0] and c == labels[y1, x1]:
+                out[y, start:stop] = c
+            else:
+                for x in range(start, stop):
+                    out[y, x] = _best(logits, y0, y1, fy[y], x0, x1, fx[x])
+            start = stop
     return out
+
+
+@njit(nogil=True, cache=True)
+def _best(logits, y0, y1, fy, x0, x1, fx):
+    best, c = _bilinear(logits[0], y0, y1, fy, x0, x1, fx), 0
+    for k in range(1, logits.shape[0]):
+        v = _bilinear(logits[k], y0, y1, fy, x0, x1, fx)
+        if v > best:
+            best, c = v, k
+    return c

@@ -2,12 +2,13 @@
 
 A pyramid is a quadtree of shards. Visiting it depth first, a shard of a coarser level is made of what its four
 children leave behind when they are written, so that nothing is read back, every shard is written once, and memory
-holds a handful of shards per level, whatever the size of the slide.
+holds a handful of shards per level, whatever the size of the slide. A shard is compressed while the next is painted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,9 +116,15 @@ def write_pyramids(
     shrink: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     """Fill pyramids of equal shape together, shard by shard, from what ``leaf`` gives for a box of level 0."""
+    writing: Future[None] | None = None
+
+    def write(level: int, box: Box, planes: Planes) -> None:
+        for pyramid, plane in zip(pyramids, planes, strict=True):
+            pyramid[level][..., box.y0 : box.y1, box.x0 : box.x1] = plane
 
     def emit(level: int, row: int, col: int) -> Planes | None:
-        """Write one shard; returns it at half resolution."""
+        """Have one shard written; returns it at half resolution."""
+        nonlocal writing
         height, width = pyramids[0][level].shape[-2:]
         box = Box(row, col, row + 1, col + 1).scaled(shard).clipped(Box(0, 0, height, width))
         if box.is_empty:
@@ -129,15 +136,19 @@ def write_pyramids(
             planes = _joined(quarters, box.shape, shard // 2)
         if planes is None:
             return None
-        for pyramid, plane in zip(pyramids, planes, strict=True):
-            pyramid[level][..., box.y0 : box.y1, box.x0 : box.x1] = plane
+        if writing is not None:
+            writing.result()
+        writing = pool.submit(write, level, box, planes)
         return tuple(shrink(plane) for plane in planes)
 
     top = len(pyramids[0]) - 1
     height, width = pyramids[0][top].shape[-2:]
-    for row in range(-(-height // shard)):
-        for col in range(-(-width // shard)):
-            emit(top, row, col)
+    with ThreadPoolExecutor(1, "write") as pool:
+        for row in range(-(-height // shard)):
+            for col in range(-(-width // shard)):
+                emit(top, row, col)
+        if writing is not None:
+            writing.result()
 
 
 def _joined(quarters: list[list[Planes | None]], shape: tuple[int, int], half: int) -> Planes | None:
