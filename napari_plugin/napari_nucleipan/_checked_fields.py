@@ -13,8 +13,8 @@ from napari.qt.threading import create_worker
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFileDialog, QLabel, QPushButton, QSpinBox, QVBoxLayout, QWidget
 
-from napari_nucleipan._correct_form import in_form, in_row
 from napari_nucleipan._field import visible_box
+from napari_nucleipan._form import in_form, in_row
 from napari_nucleipan._layers import SLIDE_KEY
 from napari_nucleipan._slide_of_store import is_slide_of
 from nucleipan.edits import EditLog, export_training
@@ -45,7 +45,7 @@ class CheckedFields(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addLayout(in_form(("Checked", self.count)))
-        column.addWidget(in_row(self.mark, self.unmark))
+        column.addWidget(in_row(self.mark, self.unmark, is_even=True))
         column.addLayout(in_form(("Image size", self.field)))
         column.addWidget(self.export)
 

@@ -9,7 +9,7 @@ exception there, once per redraw. It stays grey, and the user is told why, once.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import groupby
 from threading import Lock
 from typing import Any
@@ -21,41 +21,45 @@ from nucleipan.errors import NucleipanError, reason
 from nucleipan.geometry import Box
 
 CHUNK = 256
-THUMBNAIL_PX = 512
-"""The longest side that the coarsest level of a pyramid may have."""
-
-_Place = tuple[int, int, int]
 
 
-class ChunkCache:
-    """The chunks of one image that were used last, up to ``max_bytes``; may be used by several threads at once."""
+class RecentlyUsed:
+    """The values that were used last, at most ``max_bytes`` by their ``nbytes``; may be asked by several threads."""
 
     def __init__(self, max_bytes: int = 1 << 28) -> None:
         self._max_bytes = max_bytes
-        self._chunks: OrderedDict[_Place, np.ndarray] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._n_bytes = 0
         self._lock = Lock()
-        self._told: set[str] = set()
 
-    def get(self, place: _Place) -> np.ndarray | None:
+    def get(self, key: Hashable) -> Any:
+        """The value, None if it is not kept."""
         with self._lock:
-            chunk = self._chunks.get(place)
-            if chunk is not None:
-                self._chunks.move_to_end(place)
-            return chunk
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
 
-    def put(self, place: _Place, chunk: np.ndarray) -> None:
+    def put(self, key: Hashable, value: Any) -> None:
         with self._lock:
-            old = self._chunks.pop(place, None)
-            self._n_bytes += chunk.nbytes - (0 if old is None else old.nbytes)
-            self._chunks[place] = chunk
-            while self._n_bytes > self._max_bytes and len(self._chunks) > 1:
-                self._n_bytes -= self._chunks.popitem(last=False)[1].nbytes
+            old = self._kept.pop(key, None)
+            self._n_bytes += value.nbytes - (0 if old is None else old.nbytes)
+            self._kept[key] = value
+            while self._n_bytes > self._max_bytes and len(self._kept) > 1:
+                self._n_bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
         with self._lock:
-            self._chunks.clear()
+            self._kept.clear()
             self._n_bytes = 0
+
+
+class ChunkCache(RecentlyUsed):
+    """The chunks of all levels of one image, and what its user was told about those that cannot be read."""
+
+    def __init__(self, max_bytes: int = 1 << 28) -> None:
+        super().__init__(max_bytes)
+        self._told: set[str] = set()
 
     def tell(self, error: BaseException) -> None:
         """Show an error to the user unless the same one was shown before."""
@@ -65,8 +69,8 @@ class ChunkCache:
             show_error(message)
 
 
-class LazyLevel:
-    """One level of a pyramid: ``shape``, ``dtype`` and indexing of an array, without its memory.
+class ChunkedLevel:
+    """One level of a pyramid, of which any box can be had.
 
     Args:
         index: of the level; tells the chunks of levels that share ``cache`` apart.
@@ -78,20 +82,8 @@ class LazyLevel:
     def __init__(
         self, index: int, shape: tuple[int, ...], read: Callable[[Box], np.ndarray], cache: ChunkCache, filler: Any
     ) -> None:
-        self.shape, self.ndim, self.dtype = shape, len(shape), np.dtype(type(filler))
-        self.size = int(np.prod(shape, dtype=np.int64))
-        self.chunks = (CHUNK, CHUNK, *shape[2:])
+        self.shape, self.dtype = shape, np.dtype(type(filler))
         self._index, self._read, self._cache, self._filler = index, read, cache, filler
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        (y, x), steps = _spans(key, self.shape)
-        return self.region(Box(y.start, x.start, y.stop, x.stop))[steps]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[...].astype(dtype or self.dtype, copy=False)
 
     def forget(self) -> None:
         """Free what was read, of all levels of the image."""
@@ -139,29 +131,46 @@ class LazyLevel:
         return box.clipped(Box.of_shape((self.shape[0], self.shape[1])))
 
 
-class MappedLevel:
-    """A level as it is shown: a function of its pixels that may change.
+class LazyLevel:
+    """A level as napari shows it: ``shape``, ``dtype`` and indexing of an array, without its memory.
 
     napari 0.9 materialises the coarsest level once and keeps the array, for the thumbnail too. So a level gives out
     one array as its whole, always the same, and ``update`` writes what is now to be shown into it.
+
+    Args:
+        level: where the pixels come from.
+        shown: what is shown in place of pixels; may give something else later on.
+        dtype: of what is shown.
     """
 
-    def __init__(self, level: LazyLevel, shown: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> None:
+    def __init__(
+        self,
+        level: ChunkedLevel,
+        shown: Callable[[np.ndarray], np.ndarray] | None = None,
+        dtype: np.dtype | None = None,
+    ) -> None:
+        self.shape, self.ndim, self.dtype = level.shape, len(level.shape), dtype or level.dtype
+        self.size = int(np.prod(level.shape, dtype=np.int64))
+        self.chunks = (CHUNK, CHUNK, *level.shape[2:])
         self._level, self._shown = level, shown
-        self.shape, self.ndim, self.size, self.chunks = level.shape, level.ndim, level.size, level.chunks
-        self.dtype = dtype
         self._whole: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        return self._shown(self._level[key])
+        (y, x), steps = _spans(key, self.shape)
+        pixels = self._level.region(Box(y.start, x.start, y.stop, x.stop))[steps]
+        return pixels if self._shown is None else self._shown(pixels)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self._whole is None:
             self._whole = self[...]
-        return self._whole if dtype in (None, self.dtype) else self._whole.astype(dtype)
+        return self._whole.astype(dtype or self.dtype, copy=bool(copy))
+
+    def __deepcopy__(self, memo: dict) -> LazyLevel:
+        """napari copies the data of a layer that is duplicated; a file is still the same file."""
+        return self
 
     def forget(self) -> None:
         """Free what was read, of all levels of the image."""

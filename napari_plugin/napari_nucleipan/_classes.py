@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from napari.utils.colormaps import CyclicLabelColormap
 
-from napari_nucleipan._chunks import MappedLevel
-from napari_nucleipan._label_levels import label_levels
+from napari_nucleipan._chunks import LazyLevel
+from napari_nucleipan._levels import label_levels
 from napari_nucleipan._nuclei import NucleiView
 from nucleipan.classes import VOID_ID, VOID_NAME, PanopticClasses
 from nucleipan.geometry import Box
@@ -27,8 +27,7 @@ class ClassMap:
     def __init__(self, view: NucleiView) -> None:
         self._view = view
         self._layers: weakref.WeakSet[Labels] = weakref.WeakSet()
-        levels = label_levels(view.store, self._read, np.uint8(VOID_ID))
-        self.levels = [MappedLevel(level, lambda classes: classes, level.dtype) for level in levels]
+        self.levels = [LazyLevel(each) for each in label_levels(view.store, self._read, np.uint8(VOID_ID))]
         view.events.edited.connect(self._redraw)
 
     def attach(self, layer: Labels) -> None:

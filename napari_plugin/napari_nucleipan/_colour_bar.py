@@ -8,9 +8,10 @@ import numpy as np
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QSize
 from qtpy.QtGui import QColor, QImage, QPainter
-from qtpy.QtWidgets import QComboBox, QFormLayout, QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_nucleipan._colouring import N_STEPS, Colouring, Rgb
+from napari_nucleipan._form import combo, in_form
 from napari_nucleipan._nuclei import NucleiView, nuclei_view
 from nucleipan.errors import NucleipanError
 
@@ -32,19 +33,11 @@ class ColourBy(QWidget):
         super().__init__(parent)
         self._viewer = viewer
         self._view: NucleiView | None = None
-        self.columns = QComboBox()
-        self.columns.setToolTip(
-            "What the colour of a nucleus shows: its class, the tissue it lies in, or a measurement"
-        )
-        self.columns.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.columns.setMinimumContentsLength(12)
+        self.columns = combo("What the colour of a nucleus shows: its class, the tissue it lies in, or a measurement.")
         self.bar, self.legend = ColourBar(), Legend()
-        form = QFormLayout()
-        form.setContentsMargins(0, 0, 0, 0)
-        form.addRow("colour by:", self.columns)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addLayout(form)
+        layout.addLayout(in_form(("Colour by", self.columns)))
         layout.addWidget(self.bar)
         layout.addWidget(self.legend)
         self.columns.currentIndexChanged.connect(self._choose)

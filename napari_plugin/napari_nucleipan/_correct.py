@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Labels
 from napari.utils.notifications import show_error
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QSizePolicy, QVBoxLayout, QWidget
 
 from napari_nucleipan._checked_fields import CheckedFields
 from napari_nucleipan._correct_form import CLASS, DELETE, MERGE, REDRAW, SPLIT, TOOLS, CorrectForm, what_was_done
+from napari_nucleipan._layers import stem_of
 from napari_nucleipan._nuclei import KEY, NucleiView, nuclei_layer
 from napari_nucleipan._pencil import Pencil
 from nucleipan.edits import (
@@ -55,6 +56,8 @@ class CorrectWidget(QWidget):
         column = QVBoxLayout(self)
         column.addWidget(self.form, stretch=1)
         column.addWidget(self.checked)
+        # Else napari adds room below: the list of edits is to have it.
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
         self._connect()
         self._follow()
 
@@ -121,7 +124,7 @@ class CorrectWidget(QWidget):
 
     def _show_log(self, problem: str) -> None:
         form, log = self.form, self._log
-        form.store.setText("" if log is None else log.store.path.name)
+        form.store.setText("" if log is None else stem_of(log.store))
         form.store.setToolTip("" if log is None else str(log.store.path))
         form.offer_classes(() if log is None else log.store.classes.things)
         form.message.setText(problem or _START)
@@ -274,13 +277,12 @@ class CorrectWidget(QWidget):
 
 
 def _log_of(view: NucleiView) -> EditLog:
-    """The edits that a view shows; from now on it shows some."""
-    if isinstance(view.edits, EditLog):
-        return view.edits
-    log = EditLog.open(view.store)
-    view.edits = log
-    view.reload()
-    return log
+    """The edits that a view shows, from now on those that will be made too."""
+    if view.edits is None:
+        view.edits = log = EditLog.open(view.store)
+        if log.edits or log.undone:  # ids that were used once are not used again: columns are longer
+            view.reload()
+    return view.edits
 
 
 def _redrawn(log: EditLog, ring: np.ndarray, class_id: int) -> Edit:

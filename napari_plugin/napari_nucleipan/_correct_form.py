@@ -9,9 +9,6 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
     QButtonGroup,
-    QComboBox,
-    QFormLayout,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
     QListWidget,
@@ -22,6 +19,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_nucleipan._form import combo, in_form, in_row
 from nucleipan.classes import PanopticClass, PanopticClasses
 from nucleipan.edits import SavedEdit
 
@@ -105,8 +103,7 @@ class CorrectForm(QWidget):
         self.store.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.author = QLineEdit()
         self.author.setToolTip("Every edit says who made it.")
-        self.classes = QComboBox()
-        self.classes.setToolTip("What Class gives to a nucleus, and Redraw to one that was missed.")
+        self.classes = combo("What Class gives to a nucleus, and Redraw to one that was missed.")
         self.tools: dict[str, QPushButton] = {}
         self._group = QButtonGroup(self)
         self._group.setExclusive(False)
@@ -158,7 +155,7 @@ class CorrectForm(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addLayout(in_form(("Store", self.store), ("Author", self.author)))
-        column.addWidget(in_row(*self.tools.values()))
+        column.addWidget(in_row(*self.tools.values(), is_even=True))
         column.addLayout(in_form(("Class", self.classes)))
         column.addWidget(self.message)
         column.addWidget(self.edits, stretch=1)
@@ -179,22 +176,3 @@ def what_was_done(saved: SavedEdit, classes: PanopticClasses) -> str:
             return f"class of {before} → {name}"
         case _:
             return f"{edit.kind} {before}"
-
-
-def in_form(*rows: tuple[str, QWidget]) -> QFormLayout:
-    """Fields with names before them."""
-    form = QFormLayout()
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    for name, field in rows:
-        form.addRow(name, field)
-    return form
-
-
-def in_row(*widgets: QWidget) -> QWidget:
-    """Widgets side by side, all as wide."""
-    row = QWidget()
-    layout = QHBoxLayout(row)
-    layout.setContentsMargins(0, 0, 0, 0)
-    for widget in widgets:
-        layout.addWidget(widget, stretch=1)
-    return row

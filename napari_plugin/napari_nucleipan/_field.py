@@ -48,7 +48,9 @@ def visible_box(viewer: napari.viewer.Viewer, layer: Layer) -> Box:
     camera = viewer.scene.camera
     half = np.asarray(viewer.canvas.viewbox_size(viewer.layers)) / (2 * camera.zoom)
     corners = np.asarray(camera.center)[-2:] + half * [(-1, -1), (-1, 1), (1, -1), (1, 1)]
-    return _box_on(layer, corners * _ratio(viewer.layers.extent.units, layer.units), "the slide is not in view; move")
+    return _box_on(
+        layer, corners * _ratio(viewer.layers.extent.units, layer.units), "the slide is not in view; move it there"
+    )
 
 
 def drawn_box(viewer: napari.viewer.Viewer, layer: Layer) -> Box:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Labels, Layer
 from napari.utils.notifications import Notification, notification_manager, show_error, show_warning
 
-from napari_nucleipan._chunks import LazyLevel, MappedLevel
+from napari_nucleipan._chunks import LazyLevel
 from napari_nucleipan._classes import CLASSES_KEY, ClassMap, class_colormap, class_names
+from napari_nucleipan._levels import slide_levels
 from napari_nucleipan._nuclei import KEY, NucleiView
-from napari_nucleipan._slide_levels import slide_levels
 from napari_nucleipan._slide_of_store import FoundSlide, find_slide, open_slide_of
 from nucleipan.edits import EditLog
 from nucleipan.errors import NucleipanError, StoreError, reason
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 LayerData = tuple[Any, dict[str, Any], str]
 
 SLIDE_KEY = "nucleipan_slide"
-"""Under this name a slide layer's metadata hold the slide's path; an overview's do not."""
+"""Under this name the metadata of a layer whose pixels are a slide's hold the slide's path."""
+
+STORE_KEY = "nucleipan_store"
+"""Under this name the metadata of a layer whose pixels are a store's (nuclei, classes, overview) hold the store's
+absolute path."""
 
 OVERVIEW_KEY = "nucleipan_overview"
 """Under this name an overview's metadata hold an ``Overview``."""
@@ -60,7 +64,7 @@ def store_layers(path: Path | str, slide_path: Path | str | None = None) -> list
     store = PanopticStore.open(path)
     found = find_slide(store, None if slide_path is None else Path(slide_path))
     view = NucleiView(store, _saved_edits(store))
-    return [_below(store, found, found.slide.path), _classes(view), _nuclei(view)]
+    return [_below(store, found), _classes(view), _nuclei(view)]
 
 
 def open_store(viewer: ViewerModel, path: Path | str, slide_path: Path | str | None = None) -> list[Layer]:
@@ -104,7 +108,7 @@ def show_slide_instead(layers: LayerList, overview_layer: Layer, path: Path | st
     """
     store = overview_layer.metadata[OVERVIEW_KEY].store
     found = FoundSlide(open_slide_of(store, Path(path)), False, "")
-    layer = Layer.create(*_below(store, found, Path(path)))
+    layer = Layer.create(*_below(store, found))
     place = layers.index(overview_layer)
     del layers[place]
     layers.insert(place, layer)
@@ -127,8 +131,8 @@ def _on_inserted(event: Any) -> None:
 def _on_removed(event: Any) -> None:
     """Free the pixels now: napari holds on to layers that were removed."""
     layer = event.value
-    for level in layer.data if layer.metadata.keys() & {KEY, CLASSES_KEY, SLIDE_KEY, OVERVIEW_KEY} else ():
-        if isinstance(level, LazyLevel | MappedLevel):
+    for level in layer.data if layer.metadata.keys() & {SLIDE_KEY, STORE_KEY} else ():
+        if isinstance(level, LazyLevel):
             level.forget()
 
 
@@ -138,6 +142,16 @@ def add_layers(viewer: ViewerModel, data: list[LayerData]) -> list[Layer]:
     added = [viewer.add_layer(Layer.create(*each)) for each in data]
     viewer.layers.selection.active = added[-1]
     return added
+
+
+def placed(mpp: float) -> dict[str, Any]:
+    """Scale and place of a layer whose pixels are ``mpp`` micrometres wide and begin at the slide's corner."""
+    return {"scale": (mpp, mpp), "translate": (mpp / 2, mpp / 2), "units": ("um", "um"), "axis_labels": ("y", "x")}
+
+
+def stem_of(store: PanopticStore) -> str:
+    """A store's name without its suffixes."""
+    return store.path.name.removesuffix(".zarr").removesuffix(".ome")
 
 
 def _ask_for_slide(layers: LayerList, layer: Layer, overview: Overview) -> None:
@@ -158,46 +172,47 @@ def _ask_for_slide(layers: LayerList, layer: Layer, overview: Overview) -> None:
     notification_manager.dispatch(Notification(message, "warning", actions=[("Find slide...", choose)]))
 
 
-def _below(store: PanopticStore, found: FoundSlide, path: Path) -> LayerData:
-    """The slide's image, or the store's overview, in the world of the store."""
+def _below(store: PanopticStore, found: FoundSlide) -> LayerData:
+    """The slide's image, or the store's, in the world of the store."""
+    path = found.slide.path
     if found.is_overview:
-        metadata = {OVERVIEW_KEY: Overview(store, found.note)}
-        mpp = store.mpp * store.shape[0] / found.slide.levels[0].shape[0]
-        return _image(found.slide, f"{_stem(store)} overview", found.slide.mpp or mpp, metadata)
+        metadata = {STORE_KEY: path.absolute(), OVERVIEW_KEY: Overview(store, found.note)}
+        return _image(found.slide, f"{stem_of(store)} overview", found.slide.mpp, metadata)
+    metadata = {STORE_KEY: path.absolute()} if path == store.path else {SLIDE_KEY: path}
     # The store's pixel size counts, not the slide's own: the user may have known better.
-    return _image(found.slide, path.name, store.mpp / store.level0_per_pixel, {SLIDE_KEY: path})
+    return _image(found.slide, path.name, store.mpp / store.level0_per_pixel, metadata)
 
 
 def _image(slide: Slide, name: str, mpp: float | None, metadata: dict[str, Any]) -> LayerData:
-    placed: dict[str, Any] = {"scale": (1, 1), "translate": (0.5, 0.5)} if mpp is None else _placed(mpp)
-    more = {"name": name, "rgb": True, "multiscale": True, "metadata": metadata}
-    return slide_levels(slide), more | placed, "image"
+    more = {"name": name, "rgb": True, "multiscale": True, "interpolation2d": "linear", "metadata": metadata}
+    place = {"scale": (1, 1), "translate": (0.5, 0.5)} if mpp is None else placed(mpp)
+    return slide_levels(slide), more | place, "image"
 
 
 def _classes(view: NucleiView) -> LayerData:
     """Tissue and nuclei as areas; hidden at first, since it covers the slide."""
     shown = ClassMap(view)
     more = {
-        "name": f"{_stem(view.store)} classes",
+        "name": f"{stem_of(view.store)} classes",
         "multiscale": True,
         "colormap": class_colormap(view.store.classes),
         "features": class_names(view.store.classes),
         "opacity": _CLASSES_OPACITY,
         "visible": False,
-        "metadata": {CLASSES_KEY: shown},
+        "metadata": {STORE_KEY: view.store.path.absolute(), CLASSES_KEY: shown},
     }
-    return shown.levels, more | _placed(view.store.mpp), "labels"
+    return shown.levels, more | placed(view.store.mpp), "labels"
 
 
 def _nuclei(view: NucleiView) -> LayerData:
     more = {
-        "name": f"{_stem(view.store)} nuclei",
+        "name": f"{stem_of(view.store)} nuclei",
         "multiscale": True,
         "colormap": view.colormap,
         "opacity": 1.0,  # outlines
-        "metadata": {KEY: view},
+        "metadata": {STORE_KEY: view.store.path.absolute(), KEY: view},
     }
-    return view.levels, more | _placed(view.store.mpp), "labels"
+    return view.levels, more | placed(view.store.mpp), "labels"
 
 
 def _saved_edits(store: PanopticStore) -> EditLog | None:
@@ -208,11 +223,3 @@ def _saved_edits(store: PanopticStore) -> EditLog | None:
         show_warning(f"{reason(error)}; the nuclei are shown as they were before any correction")
         return None
     return log if log.edits else None
-
-
-def _placed(mpp: float) -> dict[str, Any]:
-    return {"scale": (mpp, mpp), "translate": (mpp / 2, mpp / 2), "units": ("um", "um"), "axis_labels": ("y", "x")}
-
-
-def _stem(store: PanopticStore) -> str:
-    return store.path.name.removesuffix(".zarr").removesuffix(".ome")

@@ -10,17 +10,16 @@ at; ``id`` keeps touching nuclei of one class apart. Ids count in order of loadi
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 
-from napari_nucleipan._chunks import ChunkCache, LazyLevel
+from napari_nucleipan._chunks import ChunkCache, ChunkedLevel, LazyLevel, RecentlyUsed
+from napari_nucleipan._levels import is_pyramid
 from nucleipan.classes import PanopticClasses
 from nucleipan.errors import StoreError
 from nucleipan.geometry import Box
@@ -30,7 +29,6 @@ from nucleipan.tiles import Tile
 # Every so many pixels: planes of tiles are kept at these resolutions, the coarser ones of many tiles.
 _KEPT_STEPS = (1, 4, 16)
 _KEPT_MB = 256
-_COARSEST_SIDE = 1024
 _MEASURES = ("n_px", "sum_y", "sum_x", "bbox", "first_x")
 
 
@@ -51,15 +49,11 @@ class LiveNuclei:
             raise ValueError("nuclei are shown in micrometres; give the StitchContext an mpp")
         self.context, self.mpp = context, context.mpp
         self.colors = _colors(classes)
-        self._chunks = ChunkCache(_KEPT_MB * 2**18)
-        self.levels = [
-            LiveLevel(i, shape, partial(self.paint, step=2**i), self._chunks, np.uint32(0))
-            for i, shape in enumerate(_halved(context.grid.slide_shape))
-        ]
+        self.levels = self._levels()
         self._folder = folder
         self._finished = list(finished)
         self._values: dict[Tile, np.ndarray] = {}
-        self._planes = _RecentPlanes(_KEPT_MB * 2**20)
+        self._planes = RecentlyUsed(_KEPT_MB * 2**20)
         self._next_id = 0
         self._lock = Lock()
 
@@ -80,7 +74,7 @@ class LiveNuclei:
 
     def update(self) -> None:
         """Make the levels show all tiles that are finished now."""
-        self._chunks.clear()
+        self.levels[0].forget()
         self.levels[-1].update()
 
     def paint(self, box: Box, step: int) -> np.ndarray:
@@ -103,6 +97,17 @@ class LiveNuclei:
             if plane is not None:
                 _paste(plane, self._values[tile], box, out)
         return out
+
+    def _levels(self) -> list[LazyLevel]:
+        cache = ChunkCache()
+        shapes: list[tuple[int, ...]] = [self.context.grid.slide_shape]
+        while not is_pyramid(shapes):
+            shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+        reads = [partial(self.paint, step=2**index) for index in range(len(shapes))]
+        return [
+            LazyLevel(ChunkedLevel(index, shape, read, cache, np.uint32(0)))
+            for index, (shape, read) in enumerate(zip(shapes, reads, strict=True))
+        ]
 
     def _plane(self, tile: Tile, step: int) -> _Plane | None:
         """Labels of a tile at every ``step``-th pixel, None where it owns no nucleus."""
@@ -136,22 +141,6 @@ class LiveNuclei:
         return _Plane(box.y0, box.x0, columns["instances"]).thinned(step)
 
 
-class LiveLevel(LazyLevel):
-    """A level that changes. napari keeps one array of the coarsest level, which is therefore painted over."""
-
-    _whole: np.ndarray | None = None
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self._whole is None:
-            self._whole = self[...]
-        return self._whole.astype(dtype or self.dtype, copy=False)
-
-    def update(self) -> None:
-        """Paint what napari keeps anew."""
-        if self._whole is not None:
-            self._whole[...] = self[...]
-
-
 @dataclass(frozen=True)
 class _Plane:
     """Labels over a part of a lattice of pixels whose first is at (y0, x0)."""
@@ -160,31 +149,16 @@ class _Plane:
     x0: int
     labels: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        return self.labels.nbytes
+
     def thinned(self, step: int) -> _Plane:
         """Those of the lattice's rows and columns that are multiples of ``step``."""
         if step == 1:
             return self
         labels = self.labels[-self.y0 % step :: step, -self.x0 % step :: step]
         return _Plane(-(-self.y0 // step), -(-self.x0 // step), np.ascontiguousarray(labels))
-
-
-class _RecentPlanes:
-    """Planes by tile and step, those used last, at most so many bytes of them."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget, self._n_bytes = budget, 0
-        self._planes: OrderedDict[tuple[Tile, int], _Plane] = OrderedDict()
-
-    def get(self, key: tuple[Tile, int]) -> _Plane | None:
-        if key in self._planes:
-            self._planes.move_to_end(key)
-        return self._planes.get(key)
-
-    def put(self, key: tuple[Tile, int], plane: _Plane) -> None:
-        self._planes[key] = plane
-        self._n_bytes += plane.labels.nbytes
-        while self._n_bytes > self._budget and len(self._planes) > 1:
-            self._n_bytes -= self._planes.popitem(last=False)[1].labels.nbytes
 
 
 def _paste(plane: _Plane, values: np.ndarray, box: Box, out: np.ndarray) -> None:
@@ -199,13 +173,3 @@ def _paste(plane: _Plane, values: np.ndarray, box: Box, out: np.ndarray) -> None
 def _colors(classes: PanopticClasses) -> np.ndarray:
     colors = [(0.0, 0.0, 0.0, 0.0), *((*(v / 255 for v in c.color), 1.0) for c in classes.things)]
     return np.array(colors, np.float32)
-
-
-def _halved(shape: tuple[int, int]) -> Iterable[tuple[int, int]]:
-    """Shape of each level, down to one that is small as a whole; at least two, since napari takes one for none."""
-    yield shape
-    while True:
-        shape = -(-shape[0] // 2), -(-shape[1] // 2)
-        yield shape
-        if max(shape) <= _COARSEST_SIDE:
-            return

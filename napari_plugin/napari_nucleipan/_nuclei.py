@@ -17,11 +17,12 @@ import numpy as np
 from napari.utils.colormaps import CyclicLabelColormap
 from psygnal import Signal, SignalGroup
 
-from napari_nucleipan._chunks import MappedLevel
+from napari_nucleipan._chunks import LazyLevel
 from napari_nucleipan._colouring import N_COLOURS, SELECTED, Colouring, by_class, by_number
 from napari_nucleipan._hover import Hover
-from napari_nucleipan._label_levels import label_levels
-from napari_nucleipan._table import Corrections, NucleiTable
+from napari_nucleipan._levels import label_levels
+from napari_nucleipan._table import NucleiTable
+from nucleipan.edits import EditLog
 from nucleipan.errors import StoreError
 from nucleipan.geometry import Box
 from nucleipan.store import PanopticStore
@@ -60,7 +61,7 @@ class NucleiView:
         StoreError: the table's ids are not 1, 2, 3, ...
     """
 
-    def __init__(self, store: PanopticStore, edits: Corrections | None = None) -> None:
+    def __init__(self, store: PanopticStore, edits: EditLog | None = None) -> None:
         self.store, self.table = store, NucleiTable(store, edits)
         self.events = NucleiEvents()
         self.selected = 0
@@ -70,16 +71,16 @@ class NucleiView:
         self.dtype = np.dtype(np.uint32 if store.n_nuclei < _MAX_UINT32_IDS // 2 else np.uint64)
         self._colouring = self._coloured_by("class")
         self._value_of = self._values()
-        self.levels = [MappedLevel(each, self._shown, self.dtype) for each in label_levels(store, self._read, _NONE)]
+        self.levels = [LazyLevel(each, self._shown, self.dtype) for each in label_levels(store, self._read, _NONE)]
         self.colormap = CyclicLabelColormap(colors=self._colouring.colors, name=KEY)
 
     @property
-    def edits(self) -> Corrections | None:
+    def edits(self) -> EditLog | None:
         """What is shown in place of the store's own nuclei, once ``reload`` was called."""
         return self.table.edits
 
     @edits.setter
-    def edits(self, edits: Corrections | None) -> None:
+    def edits(self, edits: EditLog | None) -> None:
         self.table.edits = edits
 
     # What is shown
@@ -198,7 +199,7 @@ class NucleiView:
         if layer in self._layers:
             return
         self._layers.add(layer)
-        layer.contour = max(1, round(_CONTOUR_UM / self.store.mpp))  # Labels takes it in no other way
+        outline(layer, self.store.mpp)
         Hover(self, layer).install()
         layer.mouse_drag_callbacks.append(self._on_press)
 
@@ -254,6 +255,11 @@ class NucleiView:
     def _shown(self, ids: np.ndarray) -> np.ndarray:
         # Ids that no row knows (a damaged store) fall on the last entry: they are not shown.
         return self._value_of.take(ids, mode="clip")
+
+
+def outline(layer: Labels, mpp: float) -> None:
+    """Show outlines only; ``Labels`` takes their width in no other way."""
+    layer.contour = max(1, round(_CONTOUR_UM / mpp))
 
 
 def nuclei_layer(viewer: ViewerModel) -> Labels | None:

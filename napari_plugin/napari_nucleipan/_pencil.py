@@ -90,7 +90,9 @@ class Pencil(QObject):
             self._viewer.layers.remove(self.layer)
 
     def _new_layer(self) -> Shapes:
-        self._layer = self._viewer.add_shapes(name=LAYER_NAME, ndim=2, units=("um", "um"), axis_labels=("y", "x"))
+        self._layer = self._viewer.add_shapes(
+            name=LAYER_NAME, ndim=2, units=("um", "um"), axis_labels=("y", "x"), opacity=1.0
+        )
         self._layer.editable = False
         self._layer.mouse_drag_callbacks.append(self._on_drag)
         self._layer.bind_key("Enter", lambda _: self.applied.emit(), overwrite=True)

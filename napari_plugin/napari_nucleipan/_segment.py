@@ -18,9 +18,10 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 from qtpy.QtWidgets import QCheckBox, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from napari_nucleipan._field import use_pixel_size
-from napari_nucleipan._layers import store_layers, watch
-from napari_nucleipan._nuclei import KEY, NucleiView
-from napari_nucleipan._segment_form import SegmentForm, in_row
+from napari_nucleipan._form import in_row
+from napari_nucleipan._layers import STORE_KEY, placed, store_layers, watch
+from napari_nucleipan._nuclei import outline
+from napari_nucleipan._segment_form import SegmentForm
 from napari_nucleipan._segmenting import Pace, Refused, Request, Stopped, can_be_replaced, in_window, segment
 from nucleipan.errors import MissingPixelSizeError, NucleipanError
 
@@ -31,11 +32,7 @@ if TYPE_CHECKING:
     from nucleipan.segment import SegmentResult
 
 LIVE_NAME = "nuclei so far"
-STORE_KEY = "nucleipan_store"
-"""Under this name the metadata of layers of a finished run hold the path of its store."""
-
 _REFRESH_MS = 500
-_OPACITY = 0.9
 
 
 class Run(QObject):
@@ -260,43 +257,20 @@ class SegmentWidget(QWidget):
         is_shown = self.form.layer_of(request.slide) is not None
         for data, more, kind in store_layers(path, request.slide):
             if kind != "image" or not is_shown:
-                more["metadata"] = more.get("metadata", {}) | {STORE_KEY: path}
                 self._viewer.add_layer(Layer.create(data, more, kind))
 
     def _close_store(self, path: Path) -> None:
         """Remove the layers of a store: what they show is about to be replaced, or to be shown again."""
-        for layer in [a for a in self._viewer.layers if path in _stores_of(a)]:
+        for layer in [a for a in self._viewer.layers if a.metadata.get(STORE_KEY) == path]:
             self._viewer.layers.remove(layer)
 
 
 def _live_layer(live: LiveNuclei) -> Labels:
     """Where the store's nuclei will be."""
-    mpp = live.mpp
-    layer = Labels(
-        live.levels,
-        multiscale=True,
-        name=LIVE_NAME,
-        scale=(mpp, mpp),
-        translate=(mpp / 2, mpp / 2),
-        units=("um", "um"),
-        axis_labels=("y", "x"),
-        colormap=CyclicLabelColormap(colors=live.colors),
-        opacity=_OPACITY,
-    )
-    layer.contour = 1
-    layer.editable = False
+    colormap = CyclicLabelColormap(colors=live.colors)
+    layer = Labels(live.levels, multiscale=True, name=LIVE_NAME, colormap=colormap, opacity=1.0, **placed(live.mpp))
+    outline(layer, live.mpp)
     return layer
-
-
-def _stores_of(layer: Layer) -> set[Path]:
-    """The store a layer was read from, by us, by napari's menu, or by another part of the plugin."""
-    view = layer.metadata.get(KEY)
-    named = (
-        layer.metadata.get(STORE_KEY),
-        layer.source.path,
-        view.store.path if isinstance(view, NucleiView) else None,
-    )
-    return {Path(path).absolute() for path in named if path is not None}
 
 
 def _kept(stopped: Stopped) -> str:

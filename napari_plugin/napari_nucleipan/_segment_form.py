@@ -9,20 +9,10 @@ from typing import TYPE_CHECKING
 
 from napari.layers import Layer
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import (
-    QComboBox,
-    QFileDialog,
-    QFormLayout,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QPushButton,
-    QSizePolicy,
-    QSpinBox,
-    QWidget,
-)
+from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QPushButton, QSpinBox, QWidget
 
 from napari_nucleipan._field import draw_region, drawn_box, slide_path, visible_box
+from napari_nucleipan._form import combo, in_form, in_row
 from napari_nucleipan._segmenting import AUTO_MODEL, BACKENDS, DEVICES, Request, embedded_models, in_window
 from nucleipan.errors import ConfigError, MissingPixelSizeError, RegionError, SlideError
 from nucleipan.geometry import Box
@@ -122,14 +112,14 @@ class SegmentForm(QWidget):
             self._show_slide()
 
     def _make_what(self) -> None:
-        self.slide = _combo("The image to segment: a slide, or a flat image that was opened from a file.")
+        self.slide = combo("The image to segment: a slide, or a flat image that was opened from a file.")
         self.slide.setPlaceholderText("open a slide first")
         self.slide.currentIndexChanged.connect(self._show_slide)
         self.mpp = QLineEdit()
         self.mpp.setToolTip(
             "Micrometres per pixel at full resolution.\nLeave it empty to use what the slide says, if it does."
         )
-        self.area = _combo("What to segment. The visible area is what the canvas shows when you press Segment.")
+        self.area = combo("What to segment. The visible area is what the canvas shows when you press Segment.")
         self.area.addItems([VISIBLE, DRAWN, WHOLE])
         self.draw_button = QPushButton("Draw")
         self.draw_button.setToolTip("Drag a rectangle on the slide; the one selected, else the last, is segmented.")
@@ -140,15 +130,15 @@ class SegmentForm(QWidget):
         self.out_button = _browse_button("Choose a folder.", self._choose_out)
 
     def _make_how(self) -> None:
-        self.model = _combo("“automatic” takes the model that fits the slide's pixel size.")
+        self.model = combo("“automatic” takes the model that fits the slide's pixel size.")
         self.model.addItem("automatic", AUTO_MODEL)
         for name in embedded_models():
             self.model.addItem(name, name)
         self.weights_button = _browse_button("Choose a weights file (.safetensors).", self._choose_weights)
-        self.device = _combo("Where the network runs. For one of several graphics cards type cuda:1, cuda:2, ...")
+        self.device = combo("Where the network runs. For one of several graphics cards type cuda:1, cuda:2, ...")
         self.device.addItems(DEVICES)
         self.device.setEditable(True)
-        self.backend = _combo("“auto” is OpenVINO on a CPU, if it is installed, and torch otherwise.")
+        self.backend = combo("“auto” is OpenVINO on a CPU, if it is installed, and torch otherwise.")
         self.backend.addItems(BACKENDS)
         self.tile = QSpinBox()
         self.tile.setRange(256, 8192)
@@ -160,20 +150,17 @@ class SegmentForm(QWidget):
         )
 
     def _lay_out(self) -> None:
-        form = QFormLayout(self)
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        for name, *fields in (
+        form = in_form(
             ("Slide", self.slide),
-            ("Area", self.area, self.draw_button),
-            ("Pixel size", self.mpp, QLabel("µm")),
-            ("Model", self.model, self.weights_button),
-            ("Output folder", self.out, self.out_button),
+            ("Area", in_row(self.area, self.draw_button)),
+            ("Pixel size", in_row(self.mpp, QLabel("µm"))),
+            ("Model", in_row(self.model, self.weights_button)),
+            ("Output folder", in_row(self.out, self.out_button)),
             ("Device", self.device),
             ("Backend", self.backend),
             ("Tile", self.tile),
-        ):
-            form.addRow(name, in_row(*fields))
+        )
+        self.setLayout(form)
 
     def _show_slide(self) -> None:
         """What the chosen slide's file says, where it stands for what the user may leave out."""
@@ -227,26 +214,6 @@ class SegmentForm(QWidget):
         folder = QFileDialog.getExistingDirectory(self, "Output folder", self.out.text() or self.out.placeholderText())
         if folder:
             self.out.setText(folder)
-
-
-def in_row(*widgets: QWidget) -> QWidget:
-    """Widgets side by side; the first takes the room that is left."""
-    row = QWidget()
-    layout = QHBoxLayout(row)
-    layout.setContentsMargins(0, 0, 0, 0)
-    for i, widget in enumerate(widgets):
-        layout.addWidget(widget, stretch=1 if i == 0 else 0)
-    return row
-
-
-def _combo(tooltip: str) -> QComboBox:
-    """A combo box that long names do not widen."""
-    combo = QComboBox()
-    combo.setToolTip(tooltip)
-    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    combo.setMinimumContentsLength(12)
-    combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-    return combo
 
 
 def _browse_button(tooltip: str, clicked: Callable[[], None]) -> QPushButton:

@@ -6,34 +6,21 @@ table is the store's, or what edits make of it: then some ids are gone and some 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nucleipan.edits import EditLog
 from nucleipan.errors import StoreError
 from nucleipan.geometry import Box
 from nucleipan.store import PanopticStore
 
 # Numbers that name something are nothing to colour or filter by.
 _NAMES = frozenset({"id", "class_id", "tissue_id"})
-
-
-class Corrections(Protocol):
-    """What edits make of a store, as ``nucleipan.edits.EditLog`` does."""
-
-    @property
-    def next_id(self) -> int:
-        """One more than the largest id."""
-        ...
-
-    def instances(self, box: Box, level: int) -> np.ndarray: ...
-    def class_map(self, box: Box, level: int) -> np.ndarray: ...
-    def nuclei(self, columns: Sequence[str] | None = None, box: Box | None = None) -> pa.Table: ...
 
 
 class NucleiTable:
@@ -45,12 +32,14 @@ class NucleiTable:
         StoreError: the ids are not 1, 2, 3, ...
     """
 
-    def __init__(self, store: PanopticStore, edits: Corrections | None = None) -> None:
+    def __init__(self, store: PanopticStore, edits: EditLog | None = None) -> None:
         self.store, self.edits = store, edits
         self._columns: dict[str, np.ndarray] = {}
         # Rows are asked for by the status bar's thread, and two readers of one file must not meet.
         self._lock = Lock()
         self._file = pq.ParquetFile(store.path / "nuclei.parquet", memory_map=True)
+        groups = range(self._file.num_row_groups)
+        self._last_ids = np.cumsum([self._file.metadata.row_group(k).num_rows for k in groups])
         self._scalars = [name for name in self._file.schema_arrow.names if name != "geometry"]
         self._row_group = lru_cache(4)(self._read_row_group)
         ids = store.nuclei(["id"])["id"].to_numpy()
@@ -88,7 +77,7 @@ class NucleiTable:
             return None
         if self.edits is not None:
             return self._edited_row(nucleus)
-        group = self._row_group(self._group_of(nucleus))
+        group = self._row_group(int(np.searchsorted(self._last_ids, nucleus)))
         return _row(group, nucleus - int(group["id"][0].as_py()))
 
     def forget(self) -> None:
@@ -123,10 +112,6 @@ class NucleiTable:
             near = self.edits.nuclei(self._scalars, Box(y, x, y + 1, x + 1).grown(1))
         place = np.flatnonzero(near["id"].to_numpy() == nucleus)
         return _row(near, int(place[0])) if len(place) else None
-
-    def _group_of(self, nucleus: int) -> int:
-        sizes = (self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups))
-        return int(np.searchsorted(np.cumsum(list(sizes)), nucleus))
 
     def _read_row_group(self, group: int) -> pa.Table:
         with self._lock:

@@ -45,9 +45,7 @@ def open_window(slide: Path, store: Path | None = None) -> napari.Viewer:
     for name in WIDGETS:
         try:
             docks.append(viewer.window.add_plugin_dock_widget(PLUGIN, name, tabify=bool(docks))[0])
-        except (
-            RuntimeError
-        ) as error:  # npe2's, of a widget that something is missing for; the slide is shown all the same
+        except RuntimeError as error:  # npe2's, of a widget that cannot be imported; the slide is shown all the same
             show_error(f"{name} cannot be opened: {reason(error)}")
     if docks:
         docks[0].raise_()

@@ -15,12 +15,19 @@ from example_store import LEVEL0_PER_PIXEL, MPP, SHAPE, Example, name_slide
 from hypothesis import given
 from hypothesis import strategies as st
 from napari.utils.notifications import Notification, notification_manager
-from napari_nucleipan._chunks import CHUNK, ChunkCache, LazyLevel
+from napari_nucleipan._chunks import CHUNK, ChunkCache, ChunkedLevel, LazyLevel, RecentlyUsed
 from napari_nucleipan._colouring import N_COLOURS
-from napari_nucleipan._layers import SLIDE_KEY, open_slide_in, open_store, show_slide_instead, slide_layers
+from napari_nucleipan._layers import (
+    SLIDE_KEY,
+    STORE_KEY,
+    open_slide_in,
+    open_store,
+    show_slide_instead,
+    slide_layers,
+)
+from napari_nucleipan._levels import slide_levels
 from napari_nucleipan._nuclei import NucleiView, nuclei_view
 from napari_nucleipan._reader import get_slide_reader, get_store_reader
-from napari_nucleipan._slide_levels import slide_levels
 from PIL import Image
 from qtpy.QtWidgets import QApplication
 from stitch_oracle import random_truth, stitch_oracle
@@ -58,6 +65,8 @@ def test_napari_opens_a_store(make_napari_viewer, example: Example) -> None:
     assert nuclei_view(viewer).store.path == example.store
     assert slide.rgb
     assert slide.multiscale
+    assert [layer.metadata.get(STORE_KEY) for layer in viewer.layers] == [None, example.store, example.store]
+    assert slide.metadata[SLIDE_KEY] == example.slide
     assert np.array_equal(classes.data[0][...], example.classes)
 
 
@@ -112,6 +121,7 @@ def test_nuclei_cover_their_image(make_napari_viewer, example: Example, zoom: fl
     viewer = make_napari_viewer(show=True)
     slide, _, nuclei = open_store(viewer, example.store)
     nuclei.contour, nuclei.opacity = 0, 1
+    slide.interpolation2d = "nearest"  # as labels always are; blurred edges would move what counts as dark
     height, width = (side * MPP for side in SHAPE)
     viewer.scene.camera.zoom = zoom
     viewer.scene.camera.center = (0, height / 2 + 0.1, width / 2 + 0.1)  # no pixel of the screen is between two others
@@ -242,12 +252,15 @@ def test_a_slide_is_closed_when_its_levels_are_gone() -> None:
 def test_a_lazy_level_is_its_array(data: st.DataObject) -> None:
     array = np.random.default_rng(1).integers(0, 255, (1100, 1030, 3), np.uint8)
     cache = ChunkCache(max_bytes=data.draw(st.sampled_from([1, 1 << 20, 1 << 28])))
-    level = LazyLevel(0, array.shape, lambda box: array[box.slices(Box.of_shape((1100, 1030)))], cache, np.uint8(0))
+    whole = Box.of_shape((1100, 1030))
+    level = LazyLevel(ChunkedLevel(0, array.shape, lambda box: array[box.slices(whole)], cache, np.uint8(0)))
     for _ in range(3):
         key = tuple(data.draw(indices(n)) for n in data.draw(st.sampled_from([array.shape, array.shape[:2], (1100,)])))
         assert np.array_equal(level[key], array[key])
     assert np.array_equal(level[..., 0], array[..., 0])
     assert np.array_equal(np.asarray(level), array)
+    assert np.asarray(level) is np.asarray(level)
+    assert not np.shares_memory(np.array(level), np.asarray(level))
 
 
 def indices(n: int) -> st.SearchStrategy[int | slice]:
@@ -255,13 +268,15 @@ def indices(n: int) -> st.SearchStrategy[int | slice]:
     return st.integers(-n, n - 1) | st.builds(slice, end, end, st.none() | st.integers(1, 7))
 
 
-def test_a_cache_keeps_what_was_used_last() -> None:
-    cache = ChunkCache(max_bytes=30)
+def test_what_was_used_last_is_kept() -> None:
+    cache = RecentlyUsed(max_bytes=30)
     for k in range(3):
-        cache.put((0, 0, k), np.full(10, k, np.uint8))
-    cache.get((0, 0, 0))
-    cache.put((0, 0, 3), np.zeros(10, np.uint8))
-    assert [cache.get((0, 0, k)) is not None for k in range(4)] == [True, False, True, True]
+        cache.put(k, np.full(10, k, np.uint8))
+    cache.get(0)
+    cache.put(3, np.zeros(10, np.uint8))
+    assert [cache.get(k) is not None for k in range(4)] == [True, False, True, True]
+    cache.put(0, np.zeros(25, np.uint8))  # in the place of what had this name
+    assert [cache.get(k) is not None for k in range(4)] == [True, False, False, False]
 
 
 # What the user is told
@@ -283,6 +298,7 @@ def test_a_store_without_its_slide_shows_the_overview_and_asks(
     open_store(viewer, example_copy.store)
     assert viewer.layers[0].name == "slide overview"
     assert SLIDE_KEY not in viewer.layers[0].metadata
+    assert viewer.layers[0].metadata[STORE_KEY] == example_copy.store
     (note,) = [n for n in notes if "slide.tif" in n.message]
     assert "overview" in note.message
     ((label, choose),) = note.actions

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import getpass
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("napari.layers")  # `napari` alone would find this very folder
-pytest.importorskip("pytestqt")
+pytest.importorskip("napari")
 
 from example_store import MPP, SHAPE, Example
 from napari.utils._proxies import ReadOnlyWrapper
@@ -54,18 +51,6 @@ def docked(viewer: Any, qtbot: Any) -> CorrectWidget:
     qtbot.addWidget(widget)
     widget.show()
     return widget
-
-
-@pytest.fixture(autouse=True)
-def _references() -> None:
-    """PySide6 6.12.0 gives away references to None, True and False that are not its own, 10,000 with every viewer.
-
-    Before Python 3.12, which no longer counts them, the interpreter stops when none is left.
-    """
-    if sys.version_info < (3, 12):
-        for value in (None, True, False):
-            for _ in range(30_000):
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +115,10 @@ def check_seen(viewer: Any, widget: CorrectWidget) -> None:
     assert view is not None
     again = EditLog.open(PanopticStore.open(log.store.path))
     for level, ids in enumerate(shown_ids(viewer)):
-        np.testing.assert_array_equal(ids, log.instances(level=level))
-        np.testing.assert_array_equal(ids, again.instances(level=level))
+        for source in (log, again):
+            level_of_store = min(level, log.store.n_levels - 1)
+            step = 2 ** (level - level_of_store)
+            np.testing.assert_array_equal(ids, source.instances(level=level_of_store)[::step, ::step])
     for nucleus in log.changed:
         assert view.colouring.colour_of[nucleus] == log.class_of(nucleus)
     assert widget.form.edits.count() == len(log.edits)

@@ -1,34 +1,33 @@
-"""``nucleipan view``: what it opens, and what it says where it cannot."""
+"""The window that ``nucleipan view`` opens; what the command says where it opens none is in ``test_view_command``."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+pytest.importorskip("napari")
+
+import napari
 from example_store import Example, name_slide
+from napari.utils.notifications import notification_manager
+from napari_nucleipan._view import WIDGETS, open_window
 
-import nucleipan
 from nucleipan.errors import SlideError, StoreError
-
-RUN = "import sys; from nucleipan.cli import main; sys.argv = ['nucleipan', *sys.argv[1:]]; main()"
 
 
 @pytest.fixture
 def opened(make_napari_viewer: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """``open_window`` with a viewer that the test framework closes."""
-    napari = pytest.importorskip("napari")
-    from napari_nucleipan import _view
-
     monkeypatch.setattr(napari, "Viewer", lambda title: make_napari_viewer(title=title))
-    return _view.open_window
+    return open_window
 
 
-def names(viewer) -> list[str]:
+def names(viewer: Any) -> list[str]:
     return [layer.name for layer in viewer.layers]
 
 
@@ -53,8 +52,6 @@ def test_a_store_of_another_slide_is_not_taken(opened: Callable, example_copy: E
 
 
 def test_a_damaged_store_beside_is_told_of(opened: Callable, example_copy: Example) -> None:
-    from napari.utils.notifications import notification_manager
-
     (example_copy.store / "nuclei.parquet").unlink()
     notification_manager.records.clear()
     assert names(opened(example_copy.slide)) == ["slide.tif"]
@@ -67,15 +64,11 @@ def test_a_store_alone(opened: Callable, example: Example) -> None:
 
 def test_widgets_are_docked(opened: Callable, example: Example) -> None:
     pytest.importorskip("napari_nucleipan._explore")
-    from napari_nucleipan._view import WIDGETS
-
     viewer = opened(example.slide)
     assert [name.partition(" (")[0] for name in viewer.window.dock_widgets] == list(WIDGETS)
 
 
 def test_a_widget_that_fails_is_told_of(opened: Callable, example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
-    from napari.utils.notifications import notification_manager
-
     monkeypatch.setitem(sys.modules, "napari_nucleipan._explore", None)
     notification_manager.records.clear()
     viewer = opened(example.slide)
@@ -94,37 +87,3 @@ def test_what_cannot_be_read_opens_no_window(opened: Callable, example: Example,
         opened(tmp_path / "none.svs")
     with pytest.raises(StoreError):
         opened(example.slide, tmp_path)
-
-
-def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(nucleipan.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-c", before + RUN, *arguments],
-        capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"PYTHONPATH": path},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("missing", ["napari", "qtpy"])
-def test_without_napari_it_says_how_to_get_it(missing: str, tmp_path: Path) -> None:
-    done = run("view", str(tmp_path / "slide.svs"), before=f"import sys; sys.modules[{missing!r}] = None; ")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert "pip install 'nucleipan[napari]'" in line
-    assert "PySide6" in line
-
-
-def test_errors_are_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("napari")
-    done = run("view", str(tmp_path / "none.svs"))
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("nucleipan: ")
-    assert "none.svs" in line
-
-
-def test_napari_waits_until_it_is_needed() -> None:
-    done = run("--help", before="import atexit, sys; atexit.register(lambda: print('napari' in sys.modules)); ")
-    assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "False"
-    assert "view" in done.stdout
