@@ -13,6 +13,10 @@ PIP_ARGS ?=
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check $(PIP_ARGS) -c constraints-cpu.txt
 SLIDE = demo/sample
+# What the tests of the napari plugin need where there is no screen (Debian's names).
+XVFB = xvfb xauth libdbus-1-3 libegl1 libgl1 libxcb-cursor0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 \
+	libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxkbcommon-x11-0
+SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format
@@ -49,7 +53,14 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check
+# Where they cannot be installed, the tests that open a window are skipped.
+$(VENV)/.installed-xvfb: | $(BIN)/pip
+	@if [ -z "$$DISPLAY$$WAYLAND_DISPLAY" ] && command -v apt-get >/dev/null && ! dpkg -s $(XVFB) >/dev/null 2>&1; then \
+		{ $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq $(XVFB) >/dev/null; } \
+		|| { echo "make: no Xvfb; tests that open a window are skipped. Install it with: apt-get install $(XVFB)" >&2; exit 0; }; \
+	fi && touch $@
+
+test: check $(VENV)/.installed-xvfb
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 format: $(VENV)/.installed-test

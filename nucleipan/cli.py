@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nucleipan.errors import ConfigError, DataError, ModelError, NucleipanError
-from nucleipan.exports import FORMATS
+from nucleipan.exports import FORMATS, OF_RESULTS
 
 if TYPE_CHECKING:
     from nucleipan.geometry import Box
@@ -88,7 +88,7 @@ def segment(
         bool, typer.Option("--flips", help="Average over mirror images: a little more accurate, four times slower.")
     ] = False,
     export: Annotated[
-        str | None, typer.Option(help=f"Also write these formats, comma separated: {', '.join(FORMATS)}.")
+        str | None, typer.Option(help=f"Also write these formats, comma separated: {', '.join(OF_RESULTS)}.")
     ] = None,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write a picture with the outlines, <stem>.overlay.png.")
@@ -164,10 +164,10 @@ def export(
     from nucleipan.exports import ExportOptions, export_store
     from nucleipan.store import PanopticStore
 
-    if len(_parse_exports(format)) != 1:
-        raise ConfigError(f"--format {format}: name one format; known: {', '.join(FORMATS)}")
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}")
     n = export_store(PanopticStore.open(store), format, out, ExportOptions(_parse_roi(roi), slide))
-    print(f"{out}: {n} nuclei")
+    print(f"{out}: {n} {FORMATS[format].counts}")
 
 
 @app.command()
@@ -256,7 +256,7 @@ def _parse_roi(text: str | None) -> Box | None:
 
 def _parse_exports(text: str | None) -> tuple[str, ...]:
     formats = tuple(f.strip() for f in (text or "").split(",") if f.strip())
-    unknown = [f for f in formats if f not in FORMATS]
+    unknown = [f for f in formats if f not in OF_RESULTS]
     if unknown:
-        raise ConfigError(f"unknown export format {', '.join(unknown)}; known: {', '.join(FORMATS)}")
+        raise ConfigError(f"unknown export format {', '.join(unknown)}; known: {', '.join(OF_RESULTS)}")
     return formats

@@ -49,6 +49,7 @@ CHAINS = (
     ("errors", "files"),
     ("synthetic", "sample"),
     ("pipeline", "segment", "cluster"),
+    ("edits", "exports"),
     ("overlay", "training"),
     ("summary", "batch", "cli"),
 )
@@ -219,6 +220,7 @@ def test_unsafe_calls_are_recognised(code: str, unsafe: bool) -> None:
 
 READERS = (
     "store", "slide", "exports", "evaluate", "metrics", "overlay", "report", "describe", "stitch", "panoptic", "sample",
+    "edits",
 )  # fmt: skip
 HEAVY = {"torch", "monai"}
 

@@ -26,7 +26,8 @@ from nucleipan.edits import (
     training_fields,
 )
 from nucleipan.edits.training_data import _without_overlaps
-from nucleipan.errors import DataError, RegionError, SlideError
+from nucleipan.errors import ConfigError, DataError, RegionError, SlideError
+from nucleipan.exports import ExportOptions, export_store
 from nucleipan.geometry import Box
 from nucleipan.slide import open_slide
 from nucleipan.slide.fingerprint import fingerprint
@@ -232,6 +233,16 @@ def test_a_model_trains_on_corrections(log: EditLog, slide: Path, tmp_path: Path
     losses = [line["loss"] for line in log_lines if "loss" in line]
     assert losses
     assert np.isfinite(losses).all()
+
+
+def test_they_are_a_format_of_exports(log: EditLog, slide: Path, tmp_path: Path) -> None:
+    log.append(delete_nuclei(log, [10]))
+    log.mark_checked(Box(0, 0, 200, 420))
+    out = tmp_path / "data" / "corrected"
+    assert export_store(log.store, "training", out, ExportOptions(slide=slide)) == len(read_nuclei(out)) == 1
+    for options in (ExportOptions(), ExportOptions(Box(0, 0, 100, 100), slide)):
+        with pytest.raises(ConfigError, match="pass --slide, and no --roi"):
+            export_store(log.store, "training", tmp_path / "other", options)
 
 
 # What is refused

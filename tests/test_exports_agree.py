@@ -15,14 +15,14 @@ import tifffile
 from stitch_oracle import random_truth, stitch_oracle
 
 from nucleipan.errors import ConfigError
-from nucleipan.exports import FORMATS, export_store
+from nucleipan.exports import FORMATS, OF_RESULTS, export_store
 from nucleipan.geometry import Box
 from nucleipan.stitch import StitchContext
 from nucleipan.store import PanopticStore
 from nucleipan.tiles import TileGrid
 
 # Those that need the slide itself have tests of their own.
-WITHOUT_SLIDE = [name for name in FORMATS if not name.startswith("dicom")]
+WITHOUT_SLIDE = [name for name in OF_RESULTS if not name.startswith("dicom")]
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,23 @@ def test_overwriting_keeps_the_old_store_until_the_new_one_is_whole(finished: Pa
     assert [p.name for p in finished.path.parent.iterdir()] == [finished.path.name]
 
 
+def test_what_people_corrected_is_never_replaced(finished: PanopticStore, truth: Truth) -> None:
+    run = open_or_resume(finished.path, SPEC, overwrite=True)
+    compute(run.tiles_folder, truth)
+    finished.edits_folder.mkdir()
+    open_or_resume(finished.path, SPEC, overwrite=True)  # an empty folder is no correction
+    (finished.edits_folder / "000001.tif").write_bytes(b"work of an hour")
+    with pytest.raises(StoreError, match="corrections that people made"):
+        open_or_resume(finished.path, SPEC, overwrite=True)
+    with pytest.raises(StoreError, match="corrections that people made"):  # made while the slide was segmented again
+        finish(finished.path, run.tiles_folder, CONTEXT, overwrite=True)
+    assert (finished.edits_folder / "000001.tif").read_bytes() == b"work of an hour"
+    (run.folder / "zarr.json").touch()
+    with pytest.raises(StoreError, match="corrections that people made"):
+        run.publish()
+    assert open_or_resume(finished.path, SPEC).is_finished
+
+
 @pytest.mark.parametrize("killed_after", range(4))
 @pytest.mark.parametrize("is_replacing", [False, True])
 def test_publication_killed_anywhere_ends_well(

@@ -69,4 +69,4 @@ def write_checked(store: PanopticStore, fields: tuple[CheckedField, ...]) -> Non
 
 
 def _path(store: PanopticStore) -> Path:
-    return store.path / "edits" / "checked.json"
+    return store.edits_folder / "checked.json"

@@ -59,7 +59,7 @@ def read_edits(store: PanopticStore) -> tuple[list[SavedEdit], list[SavedEdit]]:
     """
     active: list[SavedEdit] = []
     undone: list[SavedEdit] = []
-    for expected, (number, is_undone, path) in enumerate(edit_files(store.path / "edits"), 1):
+    for expected, (number, is_undone, path) in enumerate(edit_files(store.edits_folder), 1):
         if number != expected:
             raise StoreError(
                 f"{store.path / 'edits'}: expected edit number {expected}, found {path.name}; later edits build on "

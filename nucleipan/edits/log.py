@@ -71,7 +71,7 @@ class EditLog:
 
     @property
     def folder(self) -> Path:
-        return self.store.path / "edits"
+        return self.store.edits_folder
 
     @property
     def edits(self) -> tuple[SavedEdit, ...]:

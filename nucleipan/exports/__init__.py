@@ -15,15 +15,20 @@ from nucleipan.exports.options import ExportOptions
 if TYPE_CHECKING:
     from nucleipan.store import PanopticStore
 
-__all__ = ["FORMATS", "ExportOptions", "Format", "export_store"]
+__all__ = ["FORMATS", "OF_RESULTS", "ExportOptions", "Format", "export_store"]
 
 
 @dataclass(frozen=True)
 class Format:
-    """``suffix``: of a store's export, after its stem. ``extra``: of nucleipan, what must be installed for it."""
+    """``suffix``: of a store's export, after its stem. ``extra``: of nucleipan, what must be installed for it.
+
+    ``counts``: what it consists of, for people. ``of_corrections``: of what somebody corrected, not of what was found.
+    """
 
     suffix: str
     extra: str | None = None
+    counts: str = "nuclei"
+    of_corrections: bool = False
 
 
 FORMATS = {
@@ -37,11 +42,14 @@ FORMATS = {
     "ome-tiff": Format(".ome.tiff"),
     "dicom-seg": Format(".seg.dcm", "dicom"),
     "dicom-ann": Format(".ann.dcm", "dicom"),
+    "training": Format(".training", counts="fields", of_corrections=True),
 }
+OF_RESULTS = tuple(name for name, format in FORMATS.items() if not format.of_corrections)
+"""Formats of what was found, which can be written as soon as it was."""
 
 
 def export_store(store: PanopticStore, name: str, path: Path, options: ExportOptions | None = None) -> int:
-    """Write ``store`` to ``path`` in the format ``name``; returns how many nuclei were written.
+    """Write ``store`` to ``path`` in the format ``name``; returns how many nuclei (or fields) were written.
 
     Raises:
         ConfigError: there is no such format, or the extra that it needs is not installed.
@@ -92,6 +100,12 @@ def export_store(store: PanopticStore, name: str, path: Path, options: ExportOpt
                 from nucleipan.exports.dicom_ann import export_dicom_ann
 
                 return export_dicom_ann(store, path, options)
+            case "training":
+                from nucleipan.edits import EditLog, export_training
+
+                if options.slide is None or options.roi is not None:
+                    raise ConfigError("training data are the checked fields of the slide; pass --slide, and no --roi")
+                return export_training(EditLog.open(store), options.slide, path)
             case _:
                 raise ConfigError(f"unknown export format {name!r}; known: {', '.join(FORMATS)}")
     except OSError as error:

@@ -93,6 +93,11 @@ class PanopticStore:
     def config(self) -> dict[str, Any]:
         return self.spec.config
 
+    @property
+    def edits_folder(self) -> Path:
+        """What people corrected, see ``nucleipan.edits``; missing where nobody did."""
+        return edits_folder(self.path)
+
     @cached_property
     def n_levels(self) -> int:
         """Levels of the label pyramids."""
@@ -194,6 +199,11 @@ def _meets(bbox: pa.ChunkedArray, sides: np.ndarray) -> pa.ChunkedArray:
     xmin, ymin, xmax, ymax = (pc.struct_field(bbox, name) for name in ("xmin", "ymin", "xmax", "ymax"))
     across = pc.and_(pc.less(xmin, sides[2]), pc.greater(xmax, sides[0]))
     return pc.and_(across, pc.and_(pc.less(ymin, sides[3]), pc.greater(ymax, sides[1])))
+
+
+def edits_folder(path: Path) -> Path:
+    """``PanopticStore.edits_folder`` of the store at ``path``, also of a damaged one."""
+    return path / "edits"
 
 
 def is_own_store(path: Path) -> bool:

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from nucleipan.errors import StoreError
 from nucleipan.files import whole_file
-from nucleipan.store.reader import PanopticStore, is_own_store
+from nucleipan.store.reader import PanopticStore, edits_folder, is_own_store
 from nucleipan.store.spec import StoreSpec
 
 # What a finished store no longer depends on: how it was tiled (the guarantee of stitching), and by which version.
@@ -65,10 +65,11 @@ class Run:
         """Remove the work files of a complete run and give the store its final name.
 
         Raises:
-            StoreError: the run is not complete.
+            StoreError: the run is not complete, or the store that it would replace was corrected meanwhile.
         """
         if not (self.folder / "zarr.json").exists():
             raise StoreError(f"{self.folder} is not complete; run the same command again to finish it")
+        _refuse_to_lose_edits(self.path)
         # run.json goes first, by one unlink: without it the folder counts as complete, with it as unfinished.
         (self.folder / "run.json").unlink(missing_ok=True)
         shutil.rmtree(self.tiles_folder, ignore_errors=True)
@@ -106,12 +107,12 @@ def exclusive(path: Path) -> Iterator[None]:
 def open_or_resume(path: Path | str, spec: StoreSpec, overwrite: bool = False) -> Run:
     """Start a run that ends in the store ``path``, or take up one that was interrupted.
 
-    With ``overwrite`` a finished store is replaced once the new one is complete, and an unfinished one of another
-    spec is discarded; an unfinished one of the same spec is resumed all the same.
+    With ``overwrite`` a finished store is replaced once the new one is complete, unless somebody has corrected it, and
+    an unfinished one of another spec is discarded; an unfinished one of the same spec is resumed all the same.
 
     Raises:
-        StoreError: what is there belongs to another slide, model or configuration, is no store at all, or the
-            folder cannot be written.
+        StoreError: what is there belongs to another slide, model or configuration, holds corrections, is no store at
+            all, or the folder cannot be written.
     """
     path = Path(path)
     folder = partial_path(path)
@@ -120,6 +121,8 @@ def open_or_resume(path: Path | str, spec: StoreSpec, overwrite: bool = False) -
         _recover(path, folder)
         if path.exists() and not is_own_store(path):
             raise StoreError(f"{path} was not written by nucleipan and is never replaced; choose another --out")
+        if overwrite:
+            _refuse_to_lose_edits(path)
         if path.exists() and not overwrite:
             _refuse_other(spec, PanopticStore.open(path).spec, path, _SETTLED)
             return Run(path, spec, is_finished=True)
@@ -170,6 +173,12 @@ def _refuse_other(spec: StoreSpec, found: StoreSpec, path: Path, settled: frozen
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise StoreError(f"{path} belongs to another run; {'; '.join(differences[:3])}{more}; {_DO_OVER}")
+
+
+def _refuse_to_lose_edits(path: Path) -> None:
+    folder = edits_folder(path)
+    if folder.is_dir() and any(not child.name.startswith(".") for child in folder.iterdir()):
+        raise StoreError(f"{folder} holds corrections that people made, which would be lost; move {path} elsewhere")
 
 
 def _replace_folder(source: Path, target: Path) -> None:
