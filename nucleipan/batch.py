@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nucleipan.edits import corrected
 from nucleipan.errors import ConfigError, NucleipanError
 from nucleipan.exports import FORMATS, ExportOptions, export_store
 from nucleipan.network.weights import DEFAULT_MODEL, Model, load_model, model_for
@@ -160,6 +161,7 @@ def _model_name(path: Path, batch: BatchOptions) -> str:
 
 def _write_extras(path: Path, store: PanopticStore, batch: BatchOptions, model: Model) -> None:
     stem = store.path.name.removesuffix(".ome.zarr")
+    store = corrected(store)  # one that was finished already may have been
     for name in batch.exports:
         export_store(store, name, batch.out / f"{stem}{FORMATS[name].suffix}", ExportOptions(slide=path))
     if batch.overlay:

@@ -18,6 +18,7 @@ from nucleipan.exports import FORMATS, OF_RESULTS
 
 if TYPE_CHECKING:
     from nucleipan.geometry import Box
+    from nucleipan.store import PanopticStore
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Panoptic nuclei segmentation of whole-slide H&E images. Research use only, not for diagnosis.",
 )
+
+
+Original = Annotated[
+    bool, typer.Option("--original", help="The nuclei as they were segmented, without what people corrected.")
+]
 
 
 def main() -> None:
@@ -159,14 +165,14 @@ def export(
     slide: Annotated[
         Path | None, typer.Option(help="The slide itself, for formats that show it or refer to it.")
     ] = None,
+    original: Original = False,
 ) -> None:
     """Write a store in another format."""
     from nucleipan.exports import ExportOptions, export_store
-    from nucleipan.store import PanopticStore
 
     if format not in FORMATS:
         raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}")
-    n = export_store(PanopticStore.open(store), format, out, ExportOptions(_parse_roi(roi), slide))
+    n = export_store(_open_store(store, original), format, out, ExportOptions(_parse_roi(roi), slide))
     print(f"{out}: {n} {FORMATS[format].counts}")
 
 
@@ -177,12 +183,12 @@ def report(
     slide: Annotated[
         Path | None, typer.Option(help="The slide, for example fields; looked for beside the store by default.")
     ] = None,
+    original: Original = False,
 ) -> None:
     """Write a page about a store for any browser: maps, tables, measurements and example fields."""
     from nucleipan.report import write_report
-    from nucleipan.store import PanopticStore
 
-    write_report(PanopticStore.open(store), out, slide)
+    write_report(_open_store(store, original), out, slide)
     print(out)
 
 
@@ -240,6 +246,13 @@ def view(
             f"viewing needs napari and a Qt binding ({error}); pip install 'nucleipan[napari]' 'PySide6<6.12'"
         ) from error
     view_in_napari(slide, store)
+
+
+def _open_store(path: Path, is_original: bool) -> PanopticStore:
+    from nucleipan.edits import open_corrected
+    from nucleipan.store import PanopticStore
+
+    return PanopticStore.open(path) if is_original else open_corrected(path)
 
 
 def _parse_roi(text: str | None) -> Box | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nucleipan.edits import open_corrected
 from nucleipan.slide import describe
 from nucleipan.store import PanopticStore
 
@@ -16,7 +17,7 @@ def describe_path(path: Path) -> dict[str, Any]:
         SlideError, StoreError: it is neither, or damaged.
     """
     if path.name.endswith((".ome.zarr", ".ome.zarr.partial")) and _is_store(path):
-        return _describe_store(PanopticStore.open(path))
+        return _describe_store(open_corrected(path))
     return describe(path)
 
 
@@ -48,6 +49,7 @@ def _describe_store(store: PanopticStore) -> dict[str, Any]:
         "mpp": store.mpp,
         "slide": store.slide,
         "model": store.model,
+        **({"corrections": store.corrections} if store.corrections else {}),
         "n_nuclei": store.n_nuclei,
         "nuclei": {str(c["values"]): c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])},
         "classes": ", ".join(c.name for c in store.classes.classes),

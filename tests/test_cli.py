@@ -25,6 +25,7 @@ import torch
 import nucleipan
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.cli import main
+from nucleipan.edits import EditLog, delete_nuclei
 from nucleipan.network.fusion import DecodeConfig
 from nucleipan.network.model import NetworkConfig, build_network
 from nucleipan.network.weights import ModelInfo, save_model
@@ -187,6 +188,18 @@ def test_export(cli: Cli, segmented: Path, tmp_path: Path) -> None:
     assert (done.code, done.stderr) == (0, "")
     plain = gzip.decompress((segmented / "good.geojson.gz").read_bytes())
     assert (tmp_path / "nuclei.geojson").read_bytes() == plain
+
+
+def test_corrections_are_exported_unless_the_original_is_asked_for(cli: Cli, segmented: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(segmented / "good.ome.zarr", tmp_path / "good.ome.zarr"))
+    log = EditLog.open(PanopticStore.open(store))
+    log.append(delete_nuclei(log, [1]), "somebody")
+    n = log.store.n_nuclei
+    out = tmp_path / "nuclei.csv"
+    for options, expected in (([], n - 1), (["--original"], n)):
+        assert cli("export", store, "--format", "csv", "--out", out, *options).stdout == f"{out}: {expected} nuclei\n"
+    found = json.loads(cli("info", store, "--json").stdout)
+    assert (found["n_nuclei"], found["corrections"]["authors"]) == (n - 1, ["somebody"])
 
 
 def test_a_finished_store_is_left_as_it_is(cli: Cli, slide: Path, model: Path, finished: Path) -> None:

@@ -18,6 +18,7 @@ import shapely
 from stitch_oracle import random_truth, stitch_oracle
 
 from nucleipan.classes import DEFAULT_CLASSES
+from nucleipan.edits import EditLog, delete_nuclei, open_corrected
 from nucleipan.errors import DataError, RegionError, SlideError
 from nucleipan.exports import ExportOptions
 from nucleipan.geometry import Box
@@ -385,6 +386,26 @@ def test_equal_stores_give_equal_files(case: Case, tmp_path: Path, export: Calla
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert first.SOPInstanceUID == again.SOPInstanceUID != part.SOPInstanceUID
     assert pydicom.uid.UID(first.SOPInstanceUID).is_valid
+
+
+def test_what_people_corrected_is_another_object(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    log = EditLog.open(case.store)
+    log.append(delete_nuclei(log, [3]))
+    options, corrected = ExportOptions(slide=case.slide), open_corrected(case.store.path)
+    for export in EXPORTS:
+        export(case.store, tmp_path / "a", options)
+        export(corrected, tmp_path / "b", options)
+        found, other = pydicom.dcmread(tmp_path / "a"), pydicom.dcmread(tmp_path / "b")
+        assert found.SOPInstanceUID != other.SOPInstanceUID
+        for ds, how in ((found, "AUTOMATIC"), (other, "SEMIAUTOMATIC")):
+            for part in ds.get("SegmentSequence", ()):
+                assert part.SegmentAlgorithmType == how
+            for part in ds.get("AnnotationGroupSequence", ()):
+                assert part.AnnotationGroupGenerationType == how
+    assert set(annotations_in(tmp_path / "b")) == set(range(1, case.store.n_nuclei + 1)) - {3}
+    export_dicom_seg(corrected, tmp_path / "b", options)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "b"), corrected.class_map())
 
 
 @pytest.mark.parametrize("export", EXPORTS)

@@ -27,6 +27,7 @@ from PIL import Image
 from stitch_oracle import Truth, oracle_tile, random_truth, spec_of
 
 from nucleipan.classes import DEFAULT_CLASSES
+from nucleipan.edits import EditLog, delete_nuclei, open_corrected
 from nucleipan.errors import DataError, SlideError, StoreError
 from nucleipan.geometry import Box
 from nucleipan.report import distributions as distributions_module
@@ -249,6 +250,17 @@ def test_warnings_come_from_the_store(store: PanopticStore, tmp_path: Path) -> N
     assert "1,234 nuclei reach beyond the context" in text
     assert f"says it holds 7 nuclei, its table holds {store.n_nuclei}" in text
     assert "1 µm per pixel and was enlarged to the model's 0.5" in text
+
+
+def test_what_people_corrected_is_reported(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "slide.ome.zarr", random_truth((300, 260), 150))
+    log = EditLog.open(store)
+    log.append(delete_nuclei(log, [3, 4]), "Dr. <b>Who</b>")
+    write_report(open_corrected(store.path), tmp_path / "page.html")
+    text = read(tmp_path / "page.html").text
+    assert "People corrected the nuclei (corrections: 1, by Dr. <b>Who</b>)" in text
+    assert f"{store.n_nuclei - 2} nuclei" in text
+    assert "its table holds" not in text
 
 
 def test_a_part_of_a_slide(tmp_path: Path) -> None:

@@ -168,7 +168,12 @@ class EditLog:
         return classes
 
     def nuclei(self, columns: Sequence[str] | None = None, box: Box | None = None) -> pa.Table:
-        """As ``PanopticStore.nuclei``, with the edits.
+        """As ``PanopticStore.nuclei``, with the edits; see ``nuclei_batches``."""
+        batches = list(self.nuclei_batches(columns, box))
+        return pa.concat_tables(batches) if batches else self.store.nuclei_schema(columns).empty_table()
+
+    def nuclei_batches(self, columns: Sequence[str] | None = None, box: Box | None = None) -> Iterator[pa.Table]:
+        """As ``PanopticStore.nuclei_batches``, with the edits.
 
         Of nuclei whose pixels changed, class, area, shape, place, outline and tissue are measured anew; everything
         else (score, probabilities, stains, distances) is null. A nucleus that only got another class keeps the rest.
@@ -176,7 +181,7 @@ class EditLog:
         Raises:
             StoreError: there is no such column.
         """
-        return self._table.rows(self._state, columns, box)
+        return self._table.batches(self._state, columns, box)
 
     def has(self, nucleus: int) -> bool:
         """Whether there is a nucleus of that id now."""

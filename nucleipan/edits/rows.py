@@ -6,7 +6,8 @@ need the slide or the network again is null: a number that is missing is better 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -32,25 +33,29 @@ class EditedTable:
         self._originals = originals
         self._measured: dict[int, _Measured] = {}
 
-    def rows(self, state: State, columns: Sequence[str] | None, box: Box | None) -> pa.Table:
-        """See ``EditLog.nuclei``."""
+    def batches(self, state: State, columns: Sequence[str] | None, box: Box | None) -> Iterator[pa.Table]:
+        """See ``EditLog.nuclei_batches``."""
         store = self._originals.store
-        schema = store.nuclei_schema(columns)
         if not state.saved:
-            return store.nuclei(columns, box)
-        table = store.nuclei(list(dict.fromkeys([*schema.names, "id", "class_id"])), box)
-        ids = table["id"].to_numpy()
-        is_kept = ~np.isin(ids, list(state.removed | state.patch_of.keys()))
-        table = _reclassed(table.filter(pa.array(is_kept)), state, store.classes).select(schema.names)
+            yield from store.nuclei_batches(columns, box)
+            return
+        names = store.nuclei_schema(columns).names
+        gone = list(state.removed | state.patch_of.keys())
         near = sorted(i for i, patch in state.patch_of.items() if box is None or not patch.box.clipped(box).is_empty)
-        if not near:
-            return table
-        joined = pa.concat_tables([table, self._rows_of(state, columns, near)])
-        # Only nuclei that were redrawn go between others; new ones have the largest ids.
-        if near[0] > store.n_nuclei:
-            return joined
-        order = np.argsort(np.concatenate([ids[is_kept], np.array(near)]), kind="stable")
-        return joined.unify_dictionaries().take(pa.array(order))
+        for table in store.nuclei_batches(list(dict.fromkeys([*names, "id", "class_id"])), box):
+            ids = table["id"].to_numpy()
+            is_kept = ~np.isin(ids, gone)
+            kept = _reclassed(table.filter(pa.array(is_kept)), state, store.classes).select(names)
+            # Nuclei that were redrawn go between others; new ones have the largest ids.
+            n_due = bisect_right(near, int(ids[-1])) if len(ids) else 0
+            due, near = near[:n_due], near[n_due:]
+            if due:
+                joined = pa.concat_tables([kept, self._rows_of(state, columns, due)]).unify_dictionaries()
+                order = np.argsort(np.concatenate([ids[is_kept], np.array(due)]), kind="stable")
+                kept = joined.combine_chunks().take(pa.array(order))
+            yield kept
+        if near:
+            yield self._rows_of(state, columns, near)
 
     def _rows_of(self, state: State, columns: Sequence[str] | None, nuclei: Iterable[int]) -> pa.Table:
         """Rows of ``nuclei``, all of which have their pixels from an edit."""

@@ -71,6 +71,11 @@ def color(c: PanopticClass) -> CIELabColor:
     return CIELabColor.from_rgb(*c.color)
 
 
+def algorithm_type(store: PanopticStore) -> str:
+    """Whether people had a hand in it (PS3.3 C.8.20.2 and C.37.1.2)."""
+    return "SEMIAUTOMATIC" if store.corrections else "AUTOMATIC"
+
+
 def algorithm(store: PanopticStore) -> AlgorithmIdentificationSequence:
     """nucleipan in the version that segmented the slide, with the model's name and hash."""
     model = {key: str(store.model.get(key, "unknown")) for key in ("name", "sha256")}
@@ -102,7 +107,7 @@ def identity(store: PanopticStore, referred: Dataset, what: str, roi: Box | None
     """
     made = datetime.fromtimestamp((store.path / "zarr.json").stat().st_mtime).replace(microsecond=0)
     part = None if roi is None else [roi.y0, roi.x0, roi.y1, roi.x1]
-    origin = [store.spec.to_dict(), str(referred.SOPInstanceUID), what, made.isoformat(), part]
+    origin = [store.spec.to_dict(), store.corrections, str(referred.SOPInstanceUID), what, made.isoformat(), part]
     version = [__version__, highdicom.__version__]
     return {
         "series_instance_uid": uid_of("series", origin, version),

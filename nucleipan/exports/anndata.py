@@ -123,6 +123,7 @@ def _provenance(store: PanopticStore) -> str:
         {
             "slide": store.slide,
             "model": store.model,
+            "corrections": store.corrections,
             "mpp": store.mpp,
             "level0_per_pixel": store.level0_per_pixel,
             "classes": store.classes.to_list(),

@@ -43,7 +43,7 @@ def export_cityscapes(store: PanopticStore, path: Path, options: ExportOptions) 
         SlideError: the slide cannot be read, or is another one.
         StoreError: the store is damaged.
     """
-    stem, is_written = stem_of(store), np.zeros(store.n_nuclei + 1, bool)
+    stem, is_written = stem_of(store), np.zeros(store.last_id + 1, bool)
     with slide_in_grid(store, options.slide) as view, whole_folder(Path(path)) as folder:
         (folder / stem).mkdir()
         (folder / "labels.json").write_text(_labels(store), encoding="utf-8")

@@ -7,7 +7,7 @@
     images/<stem>_<row>_<col>.jpg   the slide itself in the same pixels, if it is given
 
 A nucleus is a segment with its id in the store, in every image that shows a part of it; area and box are those of the
-part. A tissue class is one segment per image, with the number of nuclei in the store plus its class id. Images are
+part. A tissue class is one segment per image, with the largest id of a nucleus plus its class id. Images are
 those of ``tiling``; ``origin_xy`` of an image is where it lies in the store's pixels. The JSON is written image by
 image: memory holds the segments of one.
 """
@@ -44,7 +44,7 @@ def export_coco(store: PanopticStore, path: Path, options: ExportOptions) -> int
         StoreError: the store is damaged.
     """
     _check_ids(store)
-    stem, is_written = stem_of(store), np.zeros(store.n_nuclei + 1, bool)
+    stem, is_written = stem_of(store), np.zeros(store.last_id + 1, bool)
     with slide_in_grid(store, options.slide) as view, whole_folder(Path(path)) as folder:
         (folder / stem).mkdir()
         if view is not None:
@@ -53,7 +53,7 @@ def export_coco(store: PanopticStore, path: Path, options: ExportOptions) -> int
         with open(folder / f"{stem}.json", "w", encoding="utf-8") as file:
             file.write(f'{{"info": {_info(store)},\n"categories": {_categories(store)},\n"annotations": [')
             for tile in export_tiles(store, options.roi, _SIDES):
-                numbers = np.where(tile.nucleus > 0, tile.nucleus, tile.class_id + np.uint32(store.n_nuclei))
+                numbers = np.where(tile.nucleus > 0, tile.nucleus, tile.class_id + np.uint32(store.last_id))
                 _save_ids(tile.painted(numbers), folder / stem / f"{tile.name(stem)}.png")
                 file.write(",\n" if images else "\n")
                 images.append(_image(tile, stem, len(images) + 1))
@@ -67,15 +67,15 @@ def export_coco(store: PanopticStore, path: Path, options: ExportOptions) -> int
 
 
 def _check_ids(store: PanopticStore) -> None:
-    if store.n_nuclei + len(store.classes) > _MAX_ID:
+    if store.last_id + len(store.classes) > _MAX_ID:
         raise DataError(
-            f"{store.path} has {store.n_nuclei:,} nuclei; the ids of COCO panoptic end at {_MAX_ID:,}; "
+            f"{store.path} has nuclei up to {store.last_id:,}; the ids of COCO panoptic end at {_MAX_ID:,}; "
             "export it as ome-tiff or geojson"
         )
 
 
 def _info(store: PanopticStore) -> str:
-    info = {"description": "nucleipan", "slide": store.slide, "model": store.model}
+    info = {"description": "nucleipan", "slide": store.slide, "model": store.model, "corrections": store.corrections}
     return json.dumps(info | {"mpp": store.mpp, "level0_per_pixel": store.level0_per_pixel})
 
 

@@ -30,6 +30,7 @@ from nucleipan.exports._dicom_source import DicomSource, dicom_source, referring
 from nucleipan.exports._dicom_terms import (
     add_modifier,
     algorithm,
+    algorithm_type,
     category_and_type,
     color,
     identity,
@@ -146,7 +147,7 @@ def _group(number: int, thing: PanopticClass, store: PanopticStore, uid: str) ->
     """A group of one triangle, to be filled."""
     category, kind = category_and_type(thing)
     group = AnnotationGroup(
-        number, uid, text(thing.name), category, kind, "POLYGON", [_TRIANGLE], "AUTOMATIC", algorithm(store),
+        number, uid, text(thing.name), category, kind, "POLYGON", [_TRIANGLE], algorithm_type(store), algorithm(store),
         display_color=color(thing),
     )  # fmt: skip
     add_modifier(group.AnnotationPropertyTypeCodeSequence[0], "AnnotationPropertyTypeModifierCodeSequence", thing)

@@ -31,6 +31,7 @@ from nucleipan.exports._dicom_source import DicomSource, dicom_source, origin_mm
 from nucleipan.exports._dicom_terms import (
     add_modifier,
     algorithm,
+    algorithm_type,
     category_and_type,
     color,
     identity,
@@ -106,7 +107,7 @@ def _one_frame(store: PanopticStore, source: DicomSource, roi: Box | None) -> Se
 def _segment(c: PanopticClass, store: PanopticStore) -> SegmentDescription:
     category, kind = category_and_type(c)
     segment = SegmentDescription(
-        c.id, text(c.name), category, kind, "AUTOMATIC", algorithm(store), display_color=color(c)
+        c.id, text(c.name), category, kind, algorithm_type(store), algorithm(store), display_color=color(c)
     )
     add_modifier(segment.SegmentedPropertyTypeCodeSequence[0], "SegmentedPropertyTypeModifierCodeSequence", c)
     return segment

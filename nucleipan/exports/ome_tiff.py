@@ -52,7 +52,7 @@ def export_ome_tiff(store: PanopticStore, path: Path, options: ExportOptions) ->
     """
     levels = _levels(store, raster_box(store, options.roi))
     is_big = _pixel_bytes(levels) > _CLASSIC_BYTES
-    is_written = np.zeros(store.n_nuclei + 1, bool)
+    is_written = np.zeros(store.last_id + 1, bool)
     with whole_file(Path(path)) as temporary, tifffile.TiffWriter(temporary, bigtiff=is_big, ome=True) as file:
         nuclei = [_tiles(store, "nuclei", level) for level in levels]
         nuclei[0] = _noted(nuclei[0], is_written, store)

@@ -103,5 +103,7 @@ def _bands(store: PanopticStore, samples: Box, level: int) -> Iterator[np.ndarra
 
 def _tissue_of_id(store: PanopticStore) -> np.ndarray:
     """uint8[N + 1], stuff class that each nucleus lies in, 0 first."""
-    batches = store.nuclei_batches(["tissue_id"])  # in the order of ids, which count from 1
-    return np.concatenate([np.zeros(1, np.uint8), *(table["tissue_id"].to_numpy() for table in batches)])
+    tissue_of_id = np.zeros(store.last_id + 1, np.uint8)
+    for table in store.nuclei_batches(["id", "tissue_id"]):
+        tissue_of_id[table["id"].to_numpy()] = table["tissue_id"].to_numpy()
+    return tissue_of_id

@@ -45,7 +45,7 @@ from nucleipan.exports.tiling import raster_box
 from nucleipan.files import whole_folder
 from nucleipan.geometry import Box
 from nucleipan.ngff import n_levels_for
-from nucleipan.store import PanopticStore
+from nucleipan.store import LabelArray, PanopticStore
 
 _LABELS, _OUTLINES = "nuclei", "nuclei_outlines"
 
@@ -124,7 +124,7 @@ def _overview_mpp(store: PanopticStore) -> float:
     return mpp
 
 
-def _pyramid(levels: Sequence[zarr.Array], box: Box, frame: _Frame) -> xr.DataTree:
+def _pyramid(levels: Sequence[LabelArray], box: Box, frame: _Frame) -> xr.DataTree:
     """``box`` of the first of ``levels``, each half the one before, as SpatialData's multiscale image; nothing is read.
 
     ``box`` grows up and to the left to where pixels of all levels begin. Arrays are [y, x] or [c, y, x].
@@ -137,7 +137,7 @@ def _pyramid(levels: Sequence[zarr.Array], box: Box, frame: _Frame) -> xr.DataTr
         rows, columns = slice(y0 >> k, -(-box.y1 // 2**k)), slice(x0 >> k, -(-box.x1 // 2**k))
         chunks = level.shards or level.chunks
         # Cut chunks are uneven; zarr has only even ones.
-        pixels = da.from_zarr(level, chunks=chunks)[..., rows, columns].rechunk(chunks)
+        pixels = da.from_array(level, chunks=chunks)[..., rows, columns].rechunk(chunks)
         dims, coords = ("c", "y", "x")[-pixels.ndim :], {"c": ["r", "g", "b"]} if pixels.ndim == 3 else {}
         scales[f"scale{k}"] = xr.Dataset({"image": xr.DataArray(pixels, dims=dims, coords=coords)})
     tree = xr.DataTree.from_dict(scales)

@@ -62,7 +62,7 @@ def export_parquet(store: PanopticStore, path: Path | str, roi: Box | None = Non
         DataError: the file cannot be written.
     """
     with whole_file(Path(path)) as temporary:
-        if roi is not None:
+        if roi is not None or store.corrections:
             return _write_part(store, temporary, roi)
         shutil.copyfile(store.path / "nuclei.parquet", temporary)
         return store.n_nuclei
@@ -89,7 +89,7 @@ def _defused(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(texts.cast(pa.string()), pattern=_FORMULA, replacement=r"'\1")
 
 
-def _write_part(store: PanopticStore, path: Path, roi: Box) -> int:
+def _write_part(store: PanopticStore, path: Path, roi: Box | None) -> int:
     schema = store.nuclei_schema()
     schema = schema.with_metadata(schema.metadata | {b"geo": json.dumps(_geo(store, roi)).encode()})
     # As in the store: statistics of outlines and names are large, and let no reader skip anything.
@@ -104,7 +104,7 @@ def _write_part(store: PanopticStore, path: Path, roi: Box) -> int:
     return n
 
 
-def _geo(store: PanopticStore, roi: Box) -> dict[str, Any]:
+def _geo(store: PanopticStore, roi: Box | None) -> dict[str, Any]:
     """The GeoParquet metadata of the nuclei in ``roi``; without nuclei they name no bounding box."""
     try:
         geo = json.loads(store.nuclei_schema().metadata[b"geo"])

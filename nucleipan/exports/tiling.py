@@ -126,12 +126,12 @@ def slide_in_grid(store: PanopticStore, path: Path | None) -> Iterator[SlideView
 
 def _read(store: PanopticStore, row: int, col: int, box: Box) -> ExportTile:
     instances, classes = store.instances(box), store.class_map(box)
-    n_nuclei, n_classes = store.n_nuclei, len(store.classes)
-    if int(instances.max()) > n_nuclei or int(classes.max()) > n_classes:
+    last_id, n_classes = store.last_id, len(store.classes)
+    if int(instances.max()) > last_id or int(classes.max()) > n_classes:
         raise _contradiction(store, box)
     # One number per segment: nuclei keep their ids, tissue classes come after all of them.
-    numbers = np.where(instances > 0, instances, np.where(classes > 0, classes + np.uint32(n_nuclei), np.uint32(0)))
-    is_present = np.zeros(n_nuclei + n_classes + 1, bool)
+    numbers = np.where(instances > 0, instances, np.where(classes > 0, classes + np.uint32(last_id), np.uint32(0)))
+    is_present = np.zeros(last_id + n_classes + 1, bool)
     is_present[numbers] = True
     present = np.flatnonzero(is_present[1:]) + 1
     position = np.zeros(len(is_present), np.int32)
@@ -139,7 +139,7 @@ def _read(store: PanopticStore, row: int, col: int, box: Box) -> ExportTile:
     index = position[numbers]
     class_of = np.zeros(len(present) + 1, np.uint8)
     class_of[index] = classes
-    is_nucleus = present <= n_nuclei
+    is_nucleus = present <= last_id
     is_thing = np.isin(class_of[1:], store.classes.thing_ids)
     if not (np.array_equal(class_of[index], classes) and np.array_equal(is_thing, is_nucleus)):
         raise _contradiction(store, box)

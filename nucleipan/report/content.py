@@ -97,7 +97,13 @@ def warnings_of(frame: Frame, tally: Tally) -> list[str]:
             f"{n_cut:,} nuclei reach beyond the context that the model saw around them; their outlines may be cut off."
         )
     recorded = stitching.get("n_nuclei")
-    if recorded is not None and recorded != tally.n_nuclei:
+    if corrections := store.corrections:
+        people = ", ".join(corrections["authors"])
+        found.append(
+            f"People corrected the nuclei (corrections: {corrections['edits']:,}, by {people}). "
+            "Numbers and outlines are those after the last one."
+        )
+    elif recorded is not None and recorded != tally.n_nuclei:
         found.append(f"The store says it holds {recorded} nuclei, its table holds {tally.n_nuclei:,}.")
     if not frame.is_whole_slide():
         found.append("Only a part of the slide was segmented; all numbers and maps are of this part.")

@@ -4,12 +4,13 @@
 Neither needs torch or monai.
 """
 
-from nucleipan.store.reader import PanopticStore, is_own_store
+from nucleipan.store.reader import LabelArray, PanopticStore, is_own_store
 from nucleipan.store.run import Run, exclusive, open_or_resume, partial_path
 from nucleipan.store.spec import STORE_VERSION, StoreSpec
 
 __all__ = [
     "STORE_VERSION",
+    "LabelArray",
     "PanopticStore",
     "Run",
     "StoreSpec",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,22 @@ from nucleipan.geometry import Box
 from nucleipan.store.spec import StoreSpec
 
 _ARRAYS = ("labels/nuclei/0", "labels/classes/0", "0")
+
+
+class LabelArray(Protocol):
+    """What lazy readers may ask of a level of labels (y, x): a zarr array, or one with corrections laid over it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def chunks(self) -> tuple[int, ...]: ...
+    @property
+    def shards(self) -> tuple[int, ...] | None: ...
+    def __getitem__(self, selection: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -105,10 +121,21 @@ class PanopticStore:
 
     @property
     def n_nuclei(self) -> int:
+        """Rows of the table."""
         return self._table.metadata.num_rows
 
-    def array(self, name: str, level: int = 0) -> zarr.Array:
-        """The zarr array of ``"nuclei"`` or ``"classes"`` (y, x) at a level, for lazy readers.
+    @property
+    def last_id(self) -> int:
+        """No nucleus has a larger id. Ids are 1, 2, 3, ... as long as nobody has corrected the store."""
+        return self.n_nuclei
+
+    @property
+    def corrections(self) -> dict[str, Any]:
+        """JSON-ready, who corrected how much of what this reads; empty as long as nobody did."""
+        return {}
+
+    def array(self, name: str, level: int = 0) -> LabelArray:
+        """The array of ``"nuclei"`` or ``"classes"`` (y, x) at a level, for lazy readers.
 
         Raises:
             RegionError: there is no such level.
@@ -187,7 +214,7 @@ class PanopticStore:
         )
 
 
-def _read(array: zarr.Array, box: Box | None) -> np.ndarray:
+def _read(array: LabelArray, box: Box | None) -> np.ndarray:
     whole = Box(0, 0, *array.shape)
     box = whole if box is None else box
     if not whole.contains(box):
