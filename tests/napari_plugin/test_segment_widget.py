@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -134,7 +134,7 @@ class Gate:
 
 
 @pytest.fixture
-def use_network(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[torch.Tensor], HeadOutputs]], None]:
+def use_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[torch.Tensor], HeadOutputs]], None]]:
     """Segment with an oracle model, and the given network in the place of the model's."""
 
     def use(network: Callable[[torch.Tensor], HeadOutputs]) -> None:
@@ -143,7 +143,8 @@ def use_network(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[torch.Te
         _segmenting._load.cache_clear()
 
     use(oracle)
-    return use
+    yield use
+    _segmenting._load.cache_clear()  # the next test may want the model itself
 
 
 @pytest.fixture
