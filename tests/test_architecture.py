@@ -49,7 +49,7 @@ CHAINS = (
     ("errors", "files"),
     ("synthetic", "sample"),
     ("pipeline", "segment", "cluster"),
-    ("edits", "exports"),
+    ("edits", "exports", "describe"),
     ("overlay", "training"),
     ("summary", "batch", "cli"),
 )

@@ -274,7 +274,7 @@ def test_ids_fill_three_bytes_and_no_more(
     is_tissue = (instances == 0) & (classes > 0)
     np.testing.assert_array_equal(ids[is_tissue], most + classes[is_tissue].astype(np.int64))
     monkeypatch.setattr(PanopticStore, "n_nuclei", property(lambda self: most + 1))
-    with pytest.raises(DataError, match=r"16,777,202 nuclei.*end at 16,777,215"):
+    with pytest.raises(DataError, match=r"nuclei up to 16,777,202.*end at 16,777,215"):
         export_coco(store, tmp_path / "more", EVERYTHING)
     assert not (tmp_path / "more").exists()
 

@@ -317,6 +317,7 @@ def test_h5ad_says_where_it_comes_from(store: PanopticStore, tmp_path: Path) -> 
     assert source == {
         "slide": SLIDE,
         "model": store.model,
+        "corrections": {},
         "mpp": store.mpp,
         "level0_per_pixel": SCALE,
         "classes": store.classes.to_list(),
