@@ -34,7 +34,9 @@ def upsampled(x: np.ndarray, stride: int) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 def test_upsampled_argmax_is_the_argmax_of_upsampled_logits(seed, stride, n_y, n_x):
     x = logits(np.random.default_rng(seed), 4, n_y, n_x)
-    got = fusion._upsample_argmax(x, x.argmax(0).astype(np.int32), stride, n_y * stride, n_x * stride)
+    got = fusion._upsample_argmax(
+        x, x.argmax(0).astype(np.int32), np.arange(len(x), dtype=np.uint8), stride, n_y * stride, n_x * stride
+    )
     full = upsampled(x, stride)
     # Ties may fall either way; the value reached must be the largest.
     np.testing.assert_array_equal(np.take_along_axis(full, got[None].astype(int), 0)[0], full.max(0))

@@ -61,7 +61,7 @@ def decode_tile(
     if len(stuff):  # a model of nuclei alone leaves everything else void
         _give_back_pixels(instances, nucleus, things, class_of, stuff.max(0), stride)
         labels = absorb_islands(stuff, max(1, round(config.min_stuff_um2 / (mpp * stride) ** 2)))
-        stuff_plane = classes.stuff_ids[_upsample_argmax(stuff, labels, stride, h, w)]
+        stuff_plane = _upsample_argmax(stuff, labels, classes.stuff_ids, stride, h, w)
     kept = cpu.keep_largest_pieces(instances, config.voting.min_area)
     return PanopticTile(tile, stuff_plane, instances, probabilities[kept], _mean_score(instances, nucleus, len(kept)))
 
@@ -88,22 +88,22 @@ def _thing_probabilities(instances: np.ndarray, logits: np.ndarray, stride: int)
 def _sum_by_instance(instances, logits, stride, n):
     n_classes = logits.shape[0]
     sums, counts = np.zeros((n + 1, n_classes), np.float64), np.zeros(n + 1, np.int64)
-    p = np.zeros(n_classes, np.float32)
     h, w = instances.shape
-    for y0 in range(0, h, stride):
-        for x0 in range(0, w, stride):
-            is_ready = False
-            for y in range(y0, min(y0 + stride, h)):
-                for x in range(x0, min(x0 + stride, w)):
-                    i = instances[y, x]
-                    if i == 0:
-                        continue
-                    if not is_ready:  # few coarse pixels lie under nuclei
-                        _softmax(logits[:, y0 // stride, x0 // stride], p)
-                        is_ready = True
-                    counts[i] += 1
-                    for k in range(n_classes):
-                        sums[i, k] += p[k]
+    p, is_ready = np.zeros((logits.shape[2], n_classes), np.float32), np.zeros(logits.shape[2], np.bool_)
+    for y in range(h):
+        if y % stride == 0:
+            is_ready[:] = False
+        for x in range(w):
+            i = instances[y, x]
+            if i == 0:
+                continue
+            coarse = x // stride
+            if not is_ready[coarse]:  # few coarse pixels lie under nuclei
+                _softmax(logits[:, y // stride, coarse], p[coarse])
+                is_ready[coarse] = True
+            counts[i] += 1
+            for k in range(n_classes):
+                sums[i, k] += p[coarse, k]
     return sums, counts
 
 
@@ -178,8 +178,8 @@ def _give_back_pixels(instances, nucleus, things, class_of, stuff_best, stride):
 
 
 @njit(nogil=True, cache=True)
-def _upsample_argmax(logits, labels, stride, h, w):
-    """Argmax of the bilinearly upsampled logits, uint8[h, w]; ``labels`` is their argmax on the coarse grid."""
+def _upsample_argmax(logits, labels, ids, stride, h, w):
+    """``ids`` at the argmax of the bilinearly upsampled logits, uint8[h, w]; ``labels`` is it on the coarse grid."""
     out = np.empty((h, w), np.uint8)
     above, below, fy = _corners(h, stride, labels.shape[0])
     left, right, fx = _corners(w, stride, labels.shape[1])
@@ -193,10 +193,10 @@ def _upsample_argmax(logits, labels, stride, h, w):
                 stop += 1
             c = labels[y0, x0]
             if c == labels[y0, x1] and c == labels[y1, x0] and c == labels[y1, x1]:
-                out[y, start:stop] = c
+                out[y, start:stop] = ids[c]
             else:
                 for x in range(start, stop):
-                    out[y, x] = _best(logits, y0, y1, fy[y], x0, x1, fx[x])
+                    out[y, x] = ids[_best(logits, y0, y1, fy[y], x0, x1, fx[x])]
             start = stop
     return out
 

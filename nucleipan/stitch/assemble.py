@@ -113,12 +113,15 @@ def _assemble(
     resolution = resolve(candidates, cache, context.level0_per_pixel)
     # "The datasets array MUST have the same number of entries (scale levels) as the original unlabeled image."
     n_levels = ngff.n_levels_for(context.grid.slide_shape)
-    with ThreadPoolExecutor(1, "overview") as pool:  # reads the slide meanwhile
+    frame = TableFrame(layout.classes, layout.mpp, context.level0_per_pixel)
+    with ThreadPoolExecutor(1, "beside labels") as pool:
         overview_written = pool.submit(_write_overview, folder, overview, n_levels, layout)
+        table_written = pool.submit(
+            write_table, folder / "nuclei.parquet", tiles_folder, candidates, resolution, frame, layout.row_group
+        )
         _write_labels(folder, candidates, resolution, cache, context, layout)
-        frame = TableFrame(layout.classes, layout.mpp, context.level0_per_pixel)
-        write_table(folder / "nuclei.parquet", tiles_folder, candidates, resolution, frame, layout.row_group)
         overview_written.result()
+        table_written.result()
 
     summary = _summary(candidates, resolution)
     attributes = ngff.image_attributes(layout.name, overview.mpp, n_levels, layout.mpp)
