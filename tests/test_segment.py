@@ -146,20 +146,21 @@ def test_an_interrupted_run_continues(slide, reference, tmp_path):
     assert again.n_computed == 0
 
 
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 @pytest.mark.parametrize("fails_at", [0, 3, 9, 30])
-def test_a_full_disk_leaves_a_run_that_can_be_resumed(slide, reference, tmp_path, monkeypatch, fails_at):
-    """The disk fills up at a write of a tile, or (the last) while zarr writes the store's arrays."""
+def test_a_disk_that_fails_leaves_a_run_that_can_be_resumed(slide, reference, tmp_path, monkeypatch, fails_at, reason):
+    """It is full, or may not be written any more, at a tile, or (the last) while zarr writes the store's arrays."""
     n_files, replace = 0, os.replace
 
     def full(source, target, **kwargs):
         nonlocal n_files
         n_files += 1
         if n_files > fails_at:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(reason, os.strerror(reason))
         return replace(source, target, **kwargs)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(StoreError, match="No space left on device") as caught:
+    with pytest.raises(StoreError, match=os.strerror(reason)) as caught:
         segment_slide(slide, tmp_path, model(), SegmentOptions(tile=128), network=oracle)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
