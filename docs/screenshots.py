@@ -22,6 +22,7 @@ import napari
 import numpy as np
 from napari_nucleipan._correct import CorrectWidget
 from napari_nucleipan._correct_form import CLASS, MERGE, SPLIT
+from napari_nucleipan._explore import ExploreWidget
 from napari_nucleipan._layers import open_slide_in, open_store
 from napari_nucleipan._nuclei import nuclei_view
 from napari_nucleipan._segment import SegmentWidget
@@ -116,6 +117,26 @@ def segment(stage: Stage) -> None:
     wait_until(lambda: not widget.is_running)
 
 
+def explore(stage: Stage) -> None:
+    """Nuclei of a middling size, and one of them chosen in the table."""
+    store = Path(shutil.copytree(stage.store, stage.store.name))
+    open_store(stage.viewer, store, stage.slide)
+    widget = ExploreWidget(stage.viewer)
+    dock(stage.viewer, "Explore", widget)
+    look_at(stage.viewer, (500, 600), 3.0)
+    columns = widget.form.columns
+    columns.setCurrentIndex(columns.findData("area_um2"))
+    columns.activated.emit(columns.currentIndex())
+    widget.form.filters["area_um2"].low.setValue(25)
+    widget.form.filters["area_um2"].high.setValue(90)
+    widget.form.only_visible.setChecked(True)
+    widget.form.table.sortByColumn(3, Qt.SortOrder.DescendingOrder)
+    settle()
+    widget.form.table.selectRow(2)
+    settle()
+    stage.take()
+
+
 def correct(stage: Stage) -> None:
     """A nucleus split, another given its class, and two about to be merged."""
     store = Path(shutil.copytree(stage.store, stage.store.name))
@@ -135,12 +156,13 @@ def correct(stage: Stage) -> None:
     stage.take()
 
 
-# By name, in the order in which they are taken. The window of "explore" is to come.
+# By name, in the order in which they are taken.
 PICTURES: dict[str, Callable[[Stage], None]] = {
     "whole": whole,
     "tissue": tissue,
     "nuclei": nuclei,
     "segment": segment,
+    "explore": explore,
     "correct": correct,
 }
 

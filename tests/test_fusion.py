@@ -56,7 +56,7 @@ def test_fused_logit_is_the_papers(seed, stride):
     a = nucleus.astype(np.float64)
     fused = (1 / (1 + np.exp(-a)) + 1 / (1 + np.exp(-b.astype(np.float64)))) * (a + b)
     got = instances.copy()
-    fusion._give_back_pixels(got, nucleus, things, class_of, stuff.max(0), stride)
+    fusion._give_back_pixels(got, np.flatnonzero(got).astype(np.int32), nucleus, things, class_of, stuff.max(0), stride)
     clear = np.abs(fused - best) > 1e-4
     np.testing.assert_array_equal(got[clear], np.where(fused > best, instances, 0)[clear])
 

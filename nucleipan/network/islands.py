@@ -22,7 +22,7 @@ def absorb_islands(logits: np.ndarray, min_area: int) -> np.ndarray:
         int32[h, w], index of the class of each pixel.
     """
     labels = _argmax(logits)
-    _, piece_of, first = pieces(labels + 1)
+    _, piece_of, first = pieces(labels + 1, np.arange(labels.size, dtype=np.int32))
     return _absorb(logits, labels, piece_of.reshape(labels.shape), len(first), min_area)
 
 

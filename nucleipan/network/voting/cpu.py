@@ -12,7 +12,7 @@ from numba import njit
 from nucleipan.network.voting import VotingConfig
 
 
-def vote(nucleus: np.ndarray, offsets: np.ndarray, config: VotingConfig) -> np.ndarray:
+def vote(nucleus: np.ndarray, offsets: np.ndarray, config: VotingConfig) -> tuple[np.ndarray, np.ndarray]:
     """Assign nucleus pixels to centres.
 
     Args:
@@ -21,25 +21,27 @@ def vote(nucleus: np.ndarray, offsets: np.ndarray, config: VotingConfig) -> np.n
 
     Returns:
         int32[h, w], 0 = none, else 1..n in raster order of the centres. An instance may have several pieces.
+        int32[m], flat indices of the nucleus pixels in raster order: elsewhere there is no instance.
     """
     pixels, landing, votes, landed = _land(nucleus, np.float32(config.threshold), offsets, config.jumps)
     centres = _peaks(_smooth(votes, landed), config.min_score, config.peak_radius)
     _claim(votes, centres, config.reach)
-    return _follow(pixels, landing, votes)
+    return _follow(pixels, landing, votes), pixels
 
 
-def keep_largest_pieces(instances: np.ndarray, min_area: int) -> np.ndarray:
+def keep_largest_pieces(instances: np.ndarray, pixels: np.ndarray, min_area: int) -> np.ndarray:
     """Reduce every instance to its largest 4-connected piece, drop small ones, renumber in raster order, in place.
 
     Of equally large pieces the one whose first pixel comes first is kept.
 
     Args:
         instances: int32[h, w], any ids, 0 = none; then ids are 1..n in raster order of each nucleus's first pixel.
+        pixels: as of ``vote``.
 
     Returns:
         int32[n], the former id of each.
     """
-    pixels, piece_of, first = pieces(instances)
+    pixels, piece_of, first = pieces(instances, pixels)
     return _select(instances, pixels, piece_of, first, min_area)
 
 
@@ -155,29 +157,28 @@ def _find(parent, i):
 
 
 @njit(nogil=True, cache=True)
-def pieces(labels):
-    """4-connected pieces of equal labels.
+def pieces(labels, among):
+    """4-connected pieces of equal labels; ``among`` has the flat indices of all pixels with a label, in raster order.
 
     Returns:
         The pixels that have a label; int32[h * w], the piece that a pixel is in (of others it means nothing); and the
         first pixel of each piece. All pixels in raster order.
     """
     h, w = labels.shape
-    pixels, parent = np.empty(h * w, np.int32), np.empty(h * w, np.int32)
+    pixels, parent = np.empty(len(among), np.int32), np.empty(h * w, np.int32)
     n = 0
-    for y in range(h):
-        for x in range(w):
-            v = labels[y, x]
-            if v == 0:
-                continue
-            i = y * w + x
-            pixels[n] = i
-            n += 1
-            is_left, is_above = x > 0 and labels[y, x - 1] == v, y > 0 and labels[y - 1, x] == v
-            parent[i] = _find(parent, i - 1) if is_left else i
-            if is_above and not (is_left and labels[y - 1, x - 1] == v):  # else they are one already
-                a, b = _find(parent, i - w), parent[i]
-                parent[max(a, b)] = min(a, b)
+    for i in among:
+        y, x = i // w, i % w
+        v = labels[y, x]
+        if v == 0:
+            continue
+        pixels[n] = i
+        n += 1
+        is_left, is_above = x > 0 and labels[y, x - 1] == v, y > 0 and labels[y - 1, x] == v
+        parent[i] = _find(parent, i - 1) if is_left else i
+        if is_above and not (is_left and labels[y - 1, x - 1] == v):  # else they are one already
+            a, b = _find(parent, i - w), parent[i]
+            parent[max(a, b)] = min(a, b)
     first = np.empty(n, np.int32)
     n_pieces = 0
     for i in pixels[:n]:  # a parent comes first: its entry is a piece already
