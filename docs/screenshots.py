@@ -130,7 +130,7 @@ def explore(stage: Stage) -> None:
     widget.form.filters["area_um2"].low.setValue(25)
     widget.form.filters["area_um2"].high.setValue(90)
     widget.form.only_visible.setChecked(True)
-    widget.form.table.sortByColumn(3, Qt.SortOrder.DescendingOrder)
+    widget.form.table.sortByColumn(widget.model.columns.index("area_um2"), Qt.SortOrder.DescendingOrder)
     settle()
     widget.form.table.selectRow(2)
     settle()

@@ -7,6 +7,7 @@ slide (red: class, green and blue: offset to the nucleus's centre).
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from pathlib import Path
 
@@ -169,6 +170,24 @@ def test_a_disk_that_fails_leaves_a_run_that_can_be_resumed(slide, reference, tm
     assert files(result.store.path) == files(reference.store.path)
     if fails_at == 9:
         assert result.n_computed < result.n_tiles
+
+
+def test_a_run_leaves_nothing_in_memory(slide, tmp_path):
+    """What refers to itself stays until Python looks for garbage: over a folder of slides, gigabytes of planes."""
+    segment_slide(slide, tmp_path / "first", model(), network=oracle)
+    gc.collect()
+    gc.disable()
+    try:
+        segment_slide(slide, tmp_path / "second", model(), network=oracle)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = {type(thing).__qualname__ for thing in gc.garbage if type(thing).__module__.startswith("nucleipan")}
+        left |= {type(thing).__qualname__ for thing in gc.garbage if isinstance(thing, np.ndarray | Tensor)}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == set()
 
 
 def test_another_model_is_refused_unless_asked(slide, tmp_path):

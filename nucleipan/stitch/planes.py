@@ -116,39 +116,53 @@ def write_pyramids(
     shrink: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     """Fill pyramids of equal shape together, shard by shard, from what ``leaf`` gives for a box of level 0."""
-    writing: Future[None] | None = None
-
-    def write(level: int, box: Box, planes: Planes) -> None:
-        for pyramid, plane in zip(pyramids, planes, strict=True):
-            pyramid[level][..., box.y0 : box.y1, box.x0 : box.x1] = plane
-
-    def emit(level: int, row: int, col: int) -> Planes | None:
-        """Have one shard written; returns it at half resolution."""
-        nonlocal writing
-        height, width = pyramids[0][level].shape[-2:]
-        box = Box(row, col, row + 1, col + 1).scaled(shard).clipped(Box(0, 0, height, width))
-        if box.is_empty:
-            return None
-        if level == 0:
-            planes = leaf(box)
-        else:
-            quarters = [[emit(level - 1, 2 * row + i, 2 * col + j) for j in (0, 1)] for i in (0, 1)]
-            planes = _joined(quarters, box.shape, shard // 2)
-        if planes is None:
-            return None
-        if writing is not None:
-            writing.result()
-        writing = pool.submit(write, level, box, planes)
-        return tuple(shrink(plane) for plane in planes)
-
     top = len(pyramids[0]) - 1
     height, width = pyramids[0][top].shape[-2:]
     with ThreadPoolExecutor(1, "write") as pool:
+        writer = _PyramidWriter(pyramids, shard, leaf, shrink, pool)
         for row in range(-(-height // shard)):
             for col in range(-(-width // shard)):
-                emit(top, row, col)
-        if writing is not None:
-            writing.result()
+                writer.emit(top, row, col)
+        writer.settle()
+
+
+@dataclass
+class _PyramidWriter:
+    """``write_pyramids`` under way; ``writing`` is the shard that is being compressed."""
+
+    pyramids: Sequence[list[zarr.Array]]
+    shard: int
+    leaf: Callable[[Box], Planes | None]
+    shrink: Callable[[np.ndarray], np.ndarray]
+    pool: ThreadPoolExecutor
+    writing: Future[None] | None = None
+
+    def emit(self, level: int, row: int, col: int) -> Planes | None:
+        """Have one shard written; returns it at half resolution."""
+        height, width = self.pyramids[0][level].shape[-2:]
+        box = Box(row, col, row + 1, col + 1).scaled(self.shard).clipped(Box(0, 0, height, width))
+        if box.is_empty:
+            return None
+        if level == 0:
+            planes = self.leaf(box)
+        else:
+            quarters = [[self.emit(level - 1, 2 * row + i, 2 * col + j) for j in (0, 1)] for i in (0, 1)]
+            planes = _joined(quarters, box.shape, self.shard // 2)
+        if planes is None:
+            return None
+        self.settle()
+        self.writing = self.pool.submit(self._write, level, box, planes)
+        return tuple(self.shrink(plane) for plane in planes)
+
+    def settle(self) -> None:
+        """Wait until what was handed over is written."""
+        if self.writing is not None:
+            self.writing.result()
+            self.writing = None
+
+    def _write(self, level: int, box: Box, planes: Planes) -> None:
+        for pyramid, plane in zip(self.pyramids, planes, strict=True):
+            pyramid[level][..., box.y0 : box.y1, box.x0 : box.x1] = plane
 
 
 def _joined(quarters: list[list[Planes | None]], shape: tuple[int, int], half: int) -> Planes | None:
