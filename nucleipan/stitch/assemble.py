@@ -108,14 +108,14 @@ def _assemble(
     folder: Path, tiles_folder: Path, context: StitchContext, layout: StoreLayout, overview: Overview
 ) -> StitchSummary:
     _remove_earlier_attempt(folder)
-    candidates = load_candidates(tiles_folder, context)
-    cache = PlaneCache(tiles_folder, candidates.tiles)
-    resolution = resolve(candidates, cache, context.level0_per_pixel)
     # "The datasets array MUST have the same number of entries (scale levels) as the original unlabeled image."
     n_levels = ngff.n_levels_for(context.grid.slide_shape)
     frame = TableFrame(layout.classes, layout.mpp, context.level0_per_pixel)
     with ThreadPoolExecutor(1, "beside labels") as pool:
         overview_written = pool.submit(_write_overview, folder, overview, n_levels, layout)
+        candidates = load_candidates(tiles_folder, context)
+        cache = PlaneCache(tiles_folder, candidates.tiles)
+        resolution = resolve(candidates, cache, context.level0_per_pixel)
         table_written = pool.submit(
             write_table, folder / "nuclei.parquet", tiles_folder, candidates, resolution, frame, layout.row_group
         )
