@@ -77,7 +77,7 @@ def local_cluster(n_workers: int) -> Iterator[Cluster]:
     """``n_workers`` processes on this machine that share its cores evenly."""
     n_threads = max(1, CPU_COUNT // n_workers)
     with (
-        LocalCluster(n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None) as processes,
+        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None) as processes,
         Client(processes) as client,
     ):
         yield Cluster(client, n_threads)

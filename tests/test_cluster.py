@@ -26,6 +26,10 @@ def cluster() -> Iterator[Cluster]:
         yield processes
 
 
+def test_there_are_as_many_workers_as_were_asked_for(cluster: Cluster) -> None:
+    assert len(cluster.client.scheduler_info(n_workers=-1)["workers"]) == 3
+
+
 class DiesOnce:
     """The oracle, which kills its own process the first time it is called anywhere."""
 
