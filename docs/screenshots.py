@@ -134,6 +134,8 @@ def explore(stage: Stage) -> None:
     settle()
     widget.form.table.selectRow(2)
     settle()
+    place = stage.viewer.scene.camera.center
+    point_at(stage.viewer, (place[-2], place[-1]))
     stage.take()
 
 
