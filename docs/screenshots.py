@@ -119,8 +119,7 @@ def segment(stage: Stage) -> None:
 
 def explore(stage: Stage) -> None:
     """Nuclei of a middling size, and one of them chosen in the table."""
-    store = Path(shutil.copytree(stage.store, stage.store.name))
-    open_store(stage.viewer, store, stage.slide)
+    open_store(stage.viewer, stage.store, stage.slide)
     widget = ExploreWidget(stage.viewer)
     dock(stage.viewer, "Explore", widget)
     look_at(stage.viewer, (500, 600), 3.0)
