@@ -45,7 +45,7 @@ class ExploreWidget(QWidget):
         self._view: NucleiView | None = None
         self._filters: Filters | None = None
         self._in_ranges = self._is_shown = np.zeros(0, bool)
-        self._is_following = False
+        self._is_following = self._is_saving = False
         self.form, self.model = ExploreForm(viewer), NucleiModel()
         self.form.table.setModel(self.model)
         self.form.table.sortByColumn(0, Qt.SortOrder.AscendingOrder)
@@ -95,9 +95,13 @@ class ExploreWidget(QWidget):
         self.destroyed.connect(stop)
 
     def showEvent(self, event: Any) -> None:
-        """Behind another tab it does not follow the camera."""
         super().showEvent(event)
         self._on_moved()
+
+    def hideEvent(self, event: Any) -> None:
+        """Behind another tab it does not follow the camera."""
+        super().hideEvent(event)
+        self._rest.stop()
 
     # Which nuclei
 
@@ -203,7 +207,7 @@ class ExploreWidget(QWidget):
         if filters is not None and self.form.only_visible.isChecked():
             mask = filters.in_box(mask, self._visible(filters))
         self.model.show_nuclei(filters, mask)
-        self.form.save.setEnabled(len(self.model.ids) > 0)
+        self._offer_to_save()
 
     def _mark_row(self, _: int = 0) -> None:
         """Mark the row of the nucleus that is selected on the canvas."""
@@ -243,16 +247,21 @@ class ExploreWidget(QWidget):
         # Columns are never changed, only exchanged: edits made meanwhile do no harm.
         columns = {name: self._filters.column(name) for name in self._filters.columns}
         self._say("Saving ...")
-        self.form.save.setEnabled(False)
+        self._is_saving = True
+        self._offer_to_save()
         worker: Any = create_worker(_saved, Path(path), columns, self.model.ids)
         worker.returned.connect(self._on_saved)
         worker.start()
 
     def _on_saved(self, outcome: _Outcome) -> None:
-        self.form.save.setEnabled(len(self.model.ids) > 0)
+        self._is_saving = False
+        self._offer_to_save()
         self._say(outcome.text)
         if outcome.is_refused:
             show_error(outcome.text)
+
+    def _offer_to_save(self) -> None:
+        self.form.save.setEnabled(len(self.model.ids) > 0 and not self._is_saving)
 
     def _say(self, text: str) -> None:
         # Paths have no spaces to break a line at.

@@ -10,7 +10,6 @@ from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt
 from napari_nucleipan._colour_bar import readable
 from napari_nucleipan._filters import Filters
 
-_DIGITS = 4
 _RIGHT = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 _NO_PARENT = QModelIndex()
 
@@ -46,7 +45,7 @@ class NucleiModel(QAbstractTableModel):
         """What a cell shows."""
         value = None if self._filters is None else self._filters.column(column)[nucleus]
         if isinstance(value, np.floating):
-            return "" if np.isnan(value) else f"{value:.{_DIGITS}g}" if abs(value) < 1e4 else f"{value:.0f}"
+            return "" if np.isnan(value) else f"{value:#.4g}".rstrip(".") if abs(value) < 1e4 else f"{value:.0f}"
         return "" if value is None else str(value)
 
     # What Qt asks

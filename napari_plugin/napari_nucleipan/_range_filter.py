@@ -31,6 +31,7 @@ class RangeFilter(QWidget):
             "nuclei between them.\nA few in a thousand may lie beyond the picture; its first and last bar count them."
         )
         self.low, self.high = self._field("Lowest"), self._field("Highest")
+        self.high.setValue(self.high.maximum())
         self.log = QCheckBox("log")
         self.log.setToolTip("Bars as high as the logarithm of their numbers, so that rare values are seen.")
         self.remove = QPushButton("Remove")
