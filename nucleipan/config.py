@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from nucleipan.errors import ConfigError
 from nucleipan.training.config import TrainConfig
 
-_PATH_FIELDS = ("data_root", "splits", "output")
+_PATH_FIELDS = ("data_root", "splits", "output", "classes_from")
 
 
 def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

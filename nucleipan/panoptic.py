@@ -3,7 +3,7 @@
 Both planes cover the tile's *outer* box: a nucleus that belongs to this tile may reach over its core's edge.
 Which nuclei the tile keeps is decided by stitching, not here. Under a nucleus the stuff plane tells the tissue it
 lies in. Coordinates in the table are those of the whole view, never of the tile, so tables can be joined as
-they are.
+they are. What panoptic texts call the instance number follows from the table: ``numbers_in_class``.
 """
 
 from __future__ import annotations
@@ -40,3 +40,19 @@ class PanopticTile:
             raise ValueError(f"planes {self.stuff.shape}, {self.instances.shape} do not cover the outer box {shape}")
         if len(self.probabilities) != len(self.scores):
             raise ValueError(f"{len(self.probabilities)} probability rows for {len(self.scores)} scores")
+
+
+def numbers_in_class(ids: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+    """int64[n], which nucleus of its class each is: the first is 0, the second 1, ..., by rising id.
+
+    The instance number of panoptic texts: class and number name a segment as well as its id does. Ids of a store count
+    in raster order of the centres, so the first of a class is the topmost. Corrections move the numbers of later ones.
+    """
+    ids, class_ids = np.asarray(ids), np.asarray(class_ids)
+    order = np.lexsort((ids, class_ids))
+    in_order = class_ids[order]
+    is_first = np.concatenate([np.ones(min(1, len(order)), bool), in_order[1:] != in_order[:-1]])
+    first = np.flatnonzero(is_first)
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.arange(len(order)) - np.repeat(first, np.diff(np.append(first, len(order))))
+    return numbers

@@ -29,8 +29,8 @@ from monai.transforms import Compose
 from nucleipan.classes import GLASS_NAME, PanopticClasses
 from nucleipan.errors import ModelError
 from nucleipan.network.fusion import decode_tile
-from nucleipan.network.inference import FlipAverage, InferenceNetwork, Network, choose_device
-from nucleipan.network.model import HeadOutputs
+from nucleipan.network.inference import FlipAverage, InferenceNetwork, Network, Outputs, choose_device
+from nucleipan.network.regions import RegionNet
 from nucleipan.network.weights import Model
 from nucleipan.panoptic import PanopticTile
 from nucleipan.slide import SlideView, TissueMask, at_mpp, open_slide
@@ -76,18 +76,21 @@ class TileJob:
     transform: Callable[[SlideView], Compose] | None = None
 
 
-def choose_backend(name: str, device: str) -> str:
-    """``torch`` or ``openvino`` for a device; ``auto`` is OpenVINO on a CPU if it is installed.
+def choose_backend(name: str, device: str, network: torch.nn.Module | None = None) -> str:
+    """``torch`` or ``openvino`` for a device; ``auto`` is OpenVINO on a CPU if it is installed and knows the network.
 
     Raises:
-        ModelError: there is no such backend, it is not installed, or it does not run on the device.
+        ModelError: there is no such backend, it is not installed, or it does not run on the device or the network.
     """
     is_cpu = choose_device(device).type == "cpu"
     is_installed = find_spec("openvino") is not None
+    is_traceable = not isinstance(network, RegionNet)
     if name == "auto":
-        return "openvino" if is_cpu and is_installed else "torch"
+        return "openvino" if is_cpu and is_installed and is_traceable else "torch"
     if name not in BACKENDS:
         raise ModelError(f"backend {name!r} is unknown; use {', '.join(BACKENDS)}")
+    if name == "openvino" and not is_traceable:
+        raise ModelError("backend openvino has no Mask R-CNN, which this model is; use torch")
     if name == "openvino" and not is_installed:
         raise ModelError("backend openvino is not installed; pip install 'nucleipan[openvino]', or use torch")
     if name == "openvino" and not is_cpu:
@@ -133,10 +136,10 @@ def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[T
     network = job.network or _ready(job.model, job.device, job.backend, job.flips, job.n_threads)
     dataset = SlideTiles(view, tiles, job.transform(view) if job.transform else None)
 
-    def compute(item: dict[str, Any]) -> tuple[dict[str, Any], HeadOutputs]:
+    def compute(item: dict[str, Any]) -> tuple[dict[str, Any], Outputs]:
         return item, network(torch.as_tensor(item.pop("image"))[None])
 
-    def finish(work: tuple[dict[str, Any], HeadOutputs]) -> Tile:
+    def finish(work: tuple[dict[str, Any], Outputs]) -> Tile:
         item, outputs = work
         panoptic = _decode(item["tile"], outputs, job, view.mpp)
         # Transforms that do not begin with ours leave no pixels: then stains are not measured.
@@ -174,10 +177,14 @@ def _in_turns(
 @lru_cache(maxsize=1)
 def _ready(model: Model, device: str, backend: str, flips: bool, n_threads: int | None) -> Network:
     """The model's network, prepared; kept for the next slide or the next few tiles."""
+    if isinstance(model.network, RegionNet):
+        if flips:
+            raise ModelError(f"{model.info.name}: regions of mirror images cannot be averaged; leave flips out")
+        return InferenceNetwork(model.network, choose_device(device))
     if backend == "openvino":
         from nucleipan.network.openvino import OpenVinoNetwork
 
-        network: Network = OpenVinoNetwork(model.network, n_threads)
+        network: Callable[[torch.Tensor], Any] = OpenVinoNetwork(model.network, n_threads)
     else:
         network = InferenceNetwork(model.network, choose_device(device))
     return FlipAverage(network) if flips else network
@@ -194,16 +201,12 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _U], items: Iterabl
         yield pending.popleft().result()
 
 
-def _decode(tile: Tile, outputs: HeadOutputs, job: TileJob, mpp: float) -> PanopticTile:
+def _decode(tile: Tile, outputs: Outputs, job: TileJob, mpp: float) -> PanopticTile:
     """Decode, with glass settled by the tissue mask: whether a tile was skipped must not show in the result."""
     info, on_tissue = job.model.info, job.tissue.cut(tile.outer)
     if on_tissue.all():
         return decode_tile(outputs, tile, info.classes, mpp, info.decode)
-    h, w = tile.outer.shape
-    nucleus = outputs.nucleus.clone()
-    glass = torch.from_numpy(~on_tissue).to(nucleus.device)
-    nucleus[0, 0, :h, :w][glass] = -torch.inf
-    outputs = HeadOutputs(outputs.semantic, nucleus, outputs.offsets)
+    outputs = outputs.without_nuclei(torch.from_numpy(~on_tissue))
     panoptic = decode_tile(outputs, tile, info.classes, mpp, info.decode)
     panoptic.stuff[~on_tissue] = glass_id(info.classes)
     return panoptic

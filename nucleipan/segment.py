@@ -106,7 +106,7 @@ def segment_slide(
     """
     options = options or SegmentOptions()
     progress = progress or (lambda done, total, step: None)
-    options = replace(options, backend=choose_backend(options.backend, options.device))
+    options = replace(options, backend=choose_backend(options.backend, options.device, model.network))
     began = time.perf_counter()
     target = store_path(path, out)
     with open_slide(path) as slide, exclusive(target):

@@ -26,8 +26,9 @@ import nucleipan
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.cli import main
 from nucleipan.edits import EditLog, delete_nuclei
+from nucleipan.network.build import build_network
 from nucleipan.network.fusion import DecodeConfig
-from nucleipan.network.model import NetworkConfig, build_network
+from nucleipan.network.model import PanopticNetConfig
 from nucleipan.network.weights import ModelInfo, save_model
 from nucleipan.store import PanopticStore
 from nucleipan.synthetic import SyntheticScene, write_slide
@@ -75,7 +76,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def write_model(path: Path, seed: int) -> Path:
-    config = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
+    config = PanopticNetConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
     torch.manual_seed(seed)
     network = build_network(config, DEFAULT_CLASSES).eval()
     with torch.no_grad():

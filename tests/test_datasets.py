@@ -689,7 +689,12 @@ def without(key: str) -> dict[str, list]:
         (coco_document([{"id": 2, "category_id": 9}]), "of category 9"),
         (coco_document(SEGMENTS + SEGMENTS[:1]), "two of its segments_info have id 70000"),
         (coco_document([{"id": 2**40, "category_id": 1}]), "'id' must be an integer"),
-        (coco_document(SEGMENTS[1:]), "holds segment 70000"),
+        (coco_document([{"id": 0, "category_id": 1}]), "has a segment 0; expected ids from 1"),
+        (coco_document(SEGMENTS[1:]), r"a\.png: holds segment 70000, which .*panoptic_val\.json does not list"),
+        (
+            coco_document([*SEGMENTS, {"id": 9, "category_id": 1}]),
+            r"panoptic_val\.json: lists segment 9 of image 5, which no pixel of .*a\.png has",
+        ),
     ],
 )
 def test_wrong_coco_documents(document, match, tmp_path):
@@ -699,7 +704,7 @@ def test_wrong_coco_documents(document, match, tmp_path):
 
 
 def test_coco_masks_of_another_size(tmp_path):
-    write_coco_document(tmp_path, coco_document(SEGMENTS), np.array([[70_000, 2]]))
+    write_coco_document(tmp_path, coco_document(SEGMENTS[:2]), np.array([[70_000, 2]]))
     with pytest.raises(DataError, match=r"label image is \(1, 2\), its image \(1, 5\)"):
         only(read_coco_panoptic(tmp_path))
 

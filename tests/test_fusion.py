@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.geometry import Box
 from nucleipan.network import fusion
+from nucleipan.network.coarse import upsample_argmax
 from nucleipan.network.fusion import DecodeConfig, decode_tile
 from nucleipan.network.islands import absorb_islands
 from nucleipan.network.model import HeadOutputs
@@ -34,7 +35,7 @@ def upsampled(x: np.ndarray, stride: int) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 def test_upsampled_argmax_is_the_argmax_of_upsampled_logits(seed, stride, n_y, n_x):
     x = logits(np.random.default_rng(seed), 4, n_y, n_x)
-    got = fusion._upsample_argmax(
+    got = upsample_argmax(
         x, x.argmax(0).astype(np.int32), np.arange(len(x), dtype=np.uint8), stride, n_y * stride, n_x * stride
     )
     full = upsampled(x, stride)

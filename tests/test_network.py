@@ -9,10 +9,11 @@ import torch
 
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import ModelError
+from nucleipan.network.build import build_network
 from nucleipan.network.inference import FlipAverage, InferenceNetwork, best_dtype, choose_device, fold_batch_norm
-from nucleipan.network.model import INSTANCE_REACH_PX, NetworkConfig, PanopticNet, build_network
+from nucleipan.network.model import INSTANCE_REACH_PX, PanopticNet, PanopticNetConfig
 
-TINY = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
+TINY = PanopticNetConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_sizes_that_do_not_fit_are_refused(network, shape):
 
 
 def test_default_network_is_small():
-    n_parameters = sum(p.numel() for p in build_network(NetworkConfig(), DEFAULT_CLASSES).parameters())
+    n_parameters = sum(p.numel() for p in build_network(PanopticNetConfig(), DEFAULT_CLASSES).parameters())
     assert n_parameters < 4e6
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import MissingPixelSizeError, RegionError, StoreError
 from nucleipan.geometry import Box
+from nucleipan.network.build import build_network
 from nucleipan.network.fusion import DecodeConfig
-from nucleipan.network.model import HeadOutputs, NetworkConfig, build_network
+from nucleipan.network.model import HeadOutputs, PanopticNetConfig
 from nucleipan.network.voting import VotingConfig
 from nucleipan.network.weights import Model, ModelInfo
 from nucleipan.segment import SegmentOptions, segment_slide, store_path
@@ -84,7 +85,7 @@ def oracle(image: Tensor) -> HeadOutputs:
 
 def model(name: str = "oracle", margin: int = 32) -> Model:
     decode = DecodeConfig(voting=VotingConfig(peak_radius=4, reach=4, min_votes=1, min_area=1), min_stuff_um2=0)
-    config = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
+    config = PanopticNetConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
     info = ModelInfo(name, 0.5, margin, DEFAULT_CLASSES, config, decode, "none", (), sha256=name)
     return Model(info, build_network(config, DEFAULT_CLASSES))
 

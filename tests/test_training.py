@@ -10,7 +10,7 @@ from scipy import ndimage
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.network.model import HeadOutputs
 from nucleipan.training.augment import RandJpegd, RandScaledCropd, training_transform
-from nucleipan.training.config import AugmentationConfig
+from nucleipan.training.config import AugmentationConfig, LossConfig
 from nucleipan.training.data import CoverTable
 from nucleipan.training.losses import Batch, mask_loss, offset_loss, semantic_loss
 from nucleipan.training.targets import offset_targets
@@ -26,6 +26,7 @@ def batch(cover: torch.Tensor, covers: CoverTable, **kw) -> Batch:
         "has_nuclei": torch.ones(b, 1, h, w, dtype=torch.bool),
         "offsets": torch.zeros(b, 2, h, w),
         "offset_weights": torch.zeros(b, 1, h, w),
+        "ids": torch.zeros(b, 1, h, w, dtype=torch.int32),
     }
     return Batch(**(fields | kw), cover=cover, allowed=torch.from_numpy(covers.allowed()), thing_code=covers.things)
 
@@ -39,8 +40,7 @@ def test_semantic_loss_is_the_log_of_the_sum_of_what_a_label_covers():
     covers = CoverTable(DEFAULT_CLASSES)
     code = covers.code(["stroma", "lymphoid"])
     logits = torch.randn(1, K, 8, 8)
-    out = HeadOutputs(logits, torch.full((1, 1, 16, 16), -5.0), torch.zeros(1, 2, 16, 16))
-    got = semantic_loss(out, batch(torch.full((1, 16, 16), code), covers), 1.0)
+    got = semantic_loss(logits, batch(torch.full((1, 16, 16), code), covers), LossConfig(thing_pixel=1))
     p = logits.softmax(1)[:, [DEFAULT_CLASSES.by_name(n).id - 1 for n in ("stroma", "lymphoid")]].sum(1)
     torch.testing.assert_close(got, -p.log().mean())
 
@@ -50,7 +50,7 @@ def test_unlabelled_pixels_give_no_loss_and_no_gradient():
     logits = torch.randn(1, K, 8, 8, requires_grad=True)
     out = HeadOutputs(logits, torch.zeros(1, 1, 16, 16, requires_grad=True), torch.zeros(1, 2, 16, 16))
     b = batch(torch.zeros(1, 16, 16, dtype=torch.long), covers, has_nuclei=torch.zeros(1, 1, 16, 16, dtype=torch.bool))
-    loss = semantic_loss(out, b, 3.0) + offset_loss(out.offsets, b)
+    loss = semantic_loss(logits, b, LossConfig(), out.nucleus > 0) + offset_loss(out.offsets, b)
     assert loss == 0
     loss.backward()
     assert logits.grad.abs().max() == 0
@@ -67,11 +67,7 @@ def test_a_tissue_map_teaches_things_where_the_network_sees_a_nucleus():
     says_thing[:, 0], says_tumour[:, 6] = 9, 9
     for nucleus, right, wrong in ((-5.0, says_tumour, says_thing), (5.0, says_thing, says_tumour)):
         losses = [
-            semantic_loss(
-                HeadOutputs(s, torch.full((1, 1, 16, 16), nucleus), torch.zeros(1, 2, 16, 16)),
-                batch(cover, covers, **unknown),
-                1.0,
-            )
+            semantic_loss(s, batch(cover, covers, **unknown), LossConfig(), torch.full((1, 1, 16, 16), nucleus > 0))
             for s in (right, wrong)
         ]
         assert losses[0] < 0.1 < 5 < losses[1]

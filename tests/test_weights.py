@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import ModelError
+from nucleipan.network.build import build_network
 from nucleipan.network.fusion import DecodeConfig
-from nucleipan.network.model import NetworkConfig, build_network
+from nucleipan.network.model import PanopticNetConfig
 from nucleipan.network.weights import ModelInfo, load_model, read_model_info, save_model
 
-TINY = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
+TINY = PanopticNetConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ has them by name, for configurations.
 | ``monusac`` | MoNuSAC's folder per patient, ImageScope XML | ``patient/a`` | ``Epithelial``, ... |
 | ``monuseg`` | MoNuSeg's ``Tissue Images/``, ``Annotations/``, or all in one folder | ``a`` | none |
 | ``coco-panoptic`` | COCO panoptic JSON, PNG of segment ids, ``images/`` | ``json/a`` | category names |
+| ``cityscapes`` | ``leftImg8bit/``, ``gtFine/*_instanceIds.png`` | ``train/a`` | label names |
+| ``pastis``, ``pastis-mean`` | PASTIS' Sentinel-2 series, by median or mean | ``fold1/10000`` | class names |
 | ``qupath`` | images or slides, QuPath's GeoJSON beside each | ``a``, ``a/y0_x0`` | classifications |
 
 Files are not trusted: nothing is unpickled, XML with entities is refused, and what contradicts itself is a
@@ -21,20 +23,35 @@ Files are not trusted: nothing is unpickled, XML with entities is refused, and w
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from nucleipan.datasets.annotated import Annotated, Item, checked
+from nucleipan.datasets.cityscapes import read_cityscapes
 from nucleipan.datasets.coco_panoptic import read_coco_panoptic
 from nucleipan.datasets.consep_lizard import read_consep, read_lizard
 from nucleipan.datasets.label_images import read_nuclei, read_tissue
 from nucleipan.datasets.monusac_monuseg import read_monusac, read_monuseg
 from nucleipan.datasets.pannuke import read_pannuke
+from nucleipan.datasets.pastis import read_pastis, write_composites
 from nucleipan.datasets.qupath import read_qupath
 from nucleipan.datasets.texture import read_texture
 
 Layout = Literal[
-    "nuclei", "tissue", "texture", "pannuke", "consep", "lizard", "monusac", "monuseg", "coco-panoptic", "qupath"
+    "nuclei",
+    "tissue",
+    "texture",
+    "pannuke",
+    "consep",
+    "lizard",
+    "monusac",
+    "monuseg",
+    "coco-panoptic",
+    "cityscapes",
+    "pastis",
+    "pastis-mean",
+    "qupath",
 ]
 
 LAYOUTS: dict[Layout, Callable[[Path], list[Item]]] = {
@@ -47,6 +64,9 @@ LAYOUTS: dict[Layout, Callable[[Path], list[Item]]] = {
     "monusac": read_monusac,
     "monuseg": read_monuseg,
     "coco-panoptic": read_coco_panoptic,
+    "cityscapes": read_cityscapes,
+    "pastis": read_pastis,
+    "pastis-mean": partial(read_pastis, reduction="mean"),
     "qupath": read_qupath,
 }
 
@@ -56,6 +76,7 @@ __all__ = [
     "Item",
     "Layout",
     "checked",
+    "read_cityscapes",
     "read_coco_panoptic",
     "read_consep",
     "read_lizard",
@@ -63,7 +84,9 @@ __all__ = [
     "read_monuseg",
     "read_nuclei",
     "read_pannuke",
+    "read_pastis",
     "read_qupath",
     "read_texture",
     "read_tissue",
+    "write_composites",
 ]

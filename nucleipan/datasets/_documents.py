@@ -11,7 +11,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,13 @@ def json_list(path: Path, document: Any, key: str) -> list[dict[str, Any]]:
     return value
 
 
-def json_by_id(path: Path, document: Any, key: str, id_key: str) -> dict[int, dict[str, Any]]:
-    """The objects in the list ``document[key]`` by their integer ``id_key``, which must differ."""
-    found: dict[int, dict[str, Any]] = {}
+def json_by_id(
+    path: Path, document: Any, key: str, id_key: str, read_id: Callable[[Path, dict[str, Any], str], Any] | None = None
+) -> dict[Any, dict[str, Any]]:
+    """The objects in the list ``document[key]`` by their ``id_key``, which must differ; by ``json_int`` if not told."""
+    found: dict[Any, dict[str, Any]] = {}
     for entry in json_list(path, document, key):
-        number = json_int(path, entry, id_key)
+        number = (read_id or json_int)(path, entry, id_key)
         if number in found:
             raise DataError(f"{path}: two of its {key} have {id_key} {number}; expected one")
         found[number] = entry
@@ -63,6 +65,16 @@ def json_int(path: Path, entry: dict[str, Any], key: str) -> int:
     if type(value) is not int or not 0 <= value < 2**31:
         raise DataError(f"{path}: {key!r} must be an integer from 0 to 2147483647; found {_short(value)}")
     return value
+
+
+def json_id(path: Path, entry: dict[str, Any], key: str) -> int | str:
+    """``entry[key]``, which must be an integer as for ``json_int``, or text that is not empty."""
+    value = entry.get(key)
+    if isinstance(value, str) and value:
+        return value
+    if type(value) is not int:
+        raise DataError(f"{path}: {key!r} must be an integer or text; found {_short(value)}")
+    return json_int(path, entry, key)
 
 
 def json_text(path: Path, entry: dict[str, Any], key: str) -> str:

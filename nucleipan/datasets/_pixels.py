@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,11 +38,11 @@ def read_rgb(path: Path, box: Box | None = None, advice: str = "cut it into smal
         return slide.read(0, box)
 
 
-def read_plane(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Integers [h, w] of a PNG or TIFF, which must have the ``shape`` of its image.
+def read_plane(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
+    """Integers [h, w] of a PNG or TIFF, which must have the ``shape`` of its image, if there is one.
 
     Raises:
-        DataError: it has not, is damaged, or is no single plane of integers.
+        DataError: it has not, is damaged, is no single plane of integers, or has more than 100 megapixels.
     """
     read = _png_plane if path.suffix.lower() == ".png" else _tiff_plane
     try:
@@ -57,7 +58,7 @@ def read_plane(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return plane
 
 
-def _png_plane(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def _png_plane(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
     data = path.read_bytes()
     kind, width, height = struct.unpack(">4sII", data[12:24])  # the first chunk
     if kind != b"IHDR":
@@ -66,16 +67,41 @@ def _png_plane(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return imagecodecs.png_decode(data)
 
 
-def _tiff_plane(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def _tiff_plane(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0].aspage()
         _check_shape(path, page.shape, shape)
         return page.asarray()
 
 
-def _check_shape(path: Path, found: tuple[int, ...], expected: tuple[int, int]) -> None:
-    if found != expected:
+def _check_shape(path: Path, found: tuple[int, ...], expected: tuple[int, int] | None) -> None:
+    if expected is None:
+        if math.prod(found) > MAX_PIXELS:
+            raise DataError(f"{path}: label image is {found}; expected at most {MAX_PIXELS // 10**6} megapixels")
+    elif found != expected:
         raise DataError(f"{path}: label image is {found}, its image {expected}; check that they belong together")
+
+
+def mapped_numbers(path: Path, axes: tuple[int | str, ...]) -> np.ndarray:
+    """The numbers in a file of ``np.save``, on disk; of ``axes`` an integer is a size, a text names one of any size.
+
+    Nothing is unpickled, and a header that claims more than the file holds costs no memory.
+
+    Raises:
+        DataError: it is missing, damaged, an archive, or holds something else.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path}: is not a readable array of numbers ({reason(error)}); copy it again") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: is an archive of arrays; expected a single one, as np.save writes it")
+    sizes = zip(array.shape, axes, strict=False)
+    has_shape = array.ndim == len(axes) and all(n > 0 if isinstance(axis, str) else n == axis for n, axis in sizes)
+    if array.dtype.kind not in "biuf" or not has_shape:
+        form = ", ".join(map(str, axes))
+        raise DataError(f"{path}: expected numbers [{form}]; found {array.dtype} {array.shape}")
+    return array
 
 
 def whole_numbers(path: Path, what: str, numbers: np.ndarray) -> np.ndarray:

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from nucleipan.datasets._folders import listed, subfolders
-from nucleipan.datasets._pixels import codes_of_present, whole_numbers
+from nucleipan.datasets._pixels import codes_of_present, mapped_numbers, whole_numbers
 from nucleipan.datasets.annotated import Annotated, Item
-from nucleipan.errors import DataError, reason
+from nucleipan.errors import DataError
 
 CLASSES = ("Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")
 
@@ -66,17 +66,7 @@ def _load(images: Path, masks: Path, k: int) -> Annotated:
 
 
 def _mapped(path: Path, n_channels: int) -> np.ndarray:
-    """[N, h, w, n_channels] of numbers, on disk."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise DataError(f"{path}: is not a readable array of numbers ({reason(error)}); copy it again") from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: is an archive of arrays; expected a single one, as np.save writes it")
-    is_right = array.dtype.kind in "biuf" and array.ndim == 4 and array.shape[3] == n_channels
-    if not is_right or 0 in array.shape[1:]:
-        raise DataError(f"{path}: expected numbers [N, height, width, {n_channels}]; found {array.dtype} {array.shape}")
-    return array
+    return mapped_numbers(path, ("N", "height", "width", n_channels))
 
 
 def _as_rgb(path: Path, patch: np.ndarray) -> np.ndarray:

@@ -13,36 +13,52 @@ a store each number covers: one, several (then these are scored as one class) or
 the same classes are one class; partial overlap is an error, because no prediction could be judged by it. Two label
 layouts without names are taken to use the same numbers.
 
+Truth may also be in a panoptic format: COCO's JSON and PNGs, Cityscapes, PASTIS. Then every pixel has one class, PQ is
+what counts, and void and crowds are treated as COCO's and Cityscapes' own evaluations do; see ``evaluate.panoptic``.
+
 The truth's grid is the one scored. A prediction in another grid, as of a model at 0.5 mpp on images at 0.25, is brought
 there by taking for every truth pixel the predicted pixel its centre lies in: ids stay exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nucleipan.errors import DataError
+from nucleipan.evaluate.formats import open_truth
+from nucleipan.evaluate.panoptic import evaluate_panoptic
 from nucleipan.evaluate.reading import STORE_SUFFIX, LabelReader, StoreReader, label_reader, read_pairs
 from nucleipan.evaluate.vocabulary import CLASSES, PLANE_SUFFIXES, TISSUE, read_vocabulary
 from nucleipan.metrics.detection import DEFAULT_RADIUS_PX, PairWithin, pair_centroids
 from nucleipan.metrics.evaluation import Evaluation
+from nucleipan.metrics.panoptic_evaluation import PanopticEvaluation
 from nucleipan.metrics.scoring import ImagePair, evaluate_pairs
 
-__all__ = ["Evaluation", "ImagePair", "evaluate_folders", "evaluate_pairs"]
+__all__ = ["Evaluation", "ImagePair", "PanopticEvaluation", "evaluate_folders", "evaluate_pairs", "evaluate_panoptic"]
 
 
 def evaluate_folders(
     pred: Path, truth: Path, *, radius_px: float = DEFAULT_RADIUS_PX, pair: PairWithin = pair_centroids
-) -> Evaluation:
+) -> Evaluation | PanopticEvaluation:
     """Score every truth of ``truth`` against its namesake in ``pred``; layouts as in the module's description.
 
-    ``radius_px`` and ``pair`` are those of ``evaluate_pairs``. Predictions without truth are listed in the result.
+    ``radius_px`` and ``pair`` are those of ``evaluate_pairs``; panoptic formats have no use for them. Predictions
+    without truth are listed in the result.
 
     Raises:
         DataError: a folder lacks its parts, a truth has no prediction, a name or number is unknown, or a prediction's
             shape is not the truth's at any scale.
     """
+    panoptic = open_truth(truth)
+    if panoptic is not None:
+        return evaluate_panoptic(pred, panoptic)
+    return _evaluate_label_images(pred, truth, partial(evaluate_pairs, radius_px=radius_px, pair=pair))
+
+
+def _evaluate_label_images(pred: Path, truth: Path, evaluate: Callable[..., Evaluation]) -> Evaluation:
     names = _names_of(truth)
     stores = {p.name.removesuffix(STORE_SUFFIX): p for p in sorted(pred.glob(f"*{STORE_SUFFIX}"))}
     predicted = set(stores) if stores else set(_names_of(pred))
@@ -52,13 +68,7 @@ def evaluate_folders(
     classes, tissues = (read_vocabulary(part, truth, pred, has_stores=bool(stores)) for part in (CLASSES, TISSUE))
     read_pred = StoreReader(stores, classes, tissues) if stores else label_reader(pred, classes, tissues)
     read_truth = LabelReader(truth, classes, tissues)
-    evaluation = evaluate_pairs(
-        read_pairs(names, read_pred, read_truth),
-        classes=classes.names,
-        tissues=tissues.names,
-        radius_px=radius_px,
-        pair=pair,
-    )
+    evaluation = evaluate(read_pairs(names, read_pred, read_truth), classes=classes.names, tissues=tissues.names)
     notes = [*classes.notes, *tissues.notes, *(read_pred.notes() if isinstance(read_pred, StoreReader) else ())]
     return replace(evaluation, unmatched_predictions=tuple(sorted(predicted - set(names))), notes=tuple(notes))
 
@@ -69,7 +79,7 @@ def _names_of(folder: Path) -> list[str]:
     if not planes:
         raise DataError(
             f"{folder} holds neither labels/<stem>{{{','.join(PLANE_SUFFIXES)}}} nor tissue/<stem>..."
-            f" (nor, as a prediction, <stem>{STORE_SUFFIX})"
+            f" (nor, as a prediction, <stem>{STORE_SUFFIX}; nor, as truth, COCO panoptic, Cityscapes or PASTIS)"
         )
     return sorted({p.stem for p in planes})
 

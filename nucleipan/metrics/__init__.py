@@ -17,6 +17,7 @@ from nucleipan.metrics.overlaps import Overlaps, Segments, overlaps
 from nucleipan.metrics.quality import (
     PanopticMap,
     PanopticQuality,
+    SegmentMap,
     class_qualities,
     instance_quality,
     mean_pq,
@@ -24,6 +25,7 @@ from nucleipan.metrics.quality import (
     mean_qualities,
     panoptic_qualities,
     pool,
+    segment_qualities,
 )
 from nucleipan.metrics.scoring import ImagePair, evaluate_pairs
 from nucleipan.metrics.tissue import PixelConfusion, pixel_confusion
@@ -39,6 +41,7 @@ __all__ = [
     "PanopticMap",
     "PanopticQuality",
     "PixelConfusion",
+    "SegmentMap",
     "Segments",
     "aji",
     "aji_plus",
@@ -57,4 +60,5 @@ __all__ = [
     "panoptic_qualities",
     "pixel_confusion",
     "pool",
+    "segment_qualities",
 ]

@@ -150,19 +150,79 @@ def panoptic_qualities(
     table = overlaps(_segment_ids(pred, n_classes, thing_ids), _segment_ids(true, n_classes, thing_ids))
     pred_of = pred.classes.ravel()[table.pred.first_pixels].astype(np.int64)
     true_of = true.classes.ravel()[table.true.first_pixels].astype(np.int64)
+    return _qualities(table, _Judged(pred_of, true_of, np.zeros(len(true_of), bool)), n_classes)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentMap:
+    """Segments of one image as formats list them: a stuff class may be several, and any may be a crowd.
+
+    Attributes:
+        ids: integer [h, w], 1..n, 0 = void; an id without a pixel is no segment.
+        classes: integer [n + 1], class of every id; at 0 of no use. In a prediction 0 is a class that is not scored.
+        is_crowd: bool[n + 1], objects that nobody told apart; only looked at in the truth.
+    """
+
+    ids: np.ndarray
+    classes: np.ndarray
+    is_crowd: np.ndarray
+
+
+def segment_qualities(pred: SegmentMap, true: SegmentMap, n_classes: int) -> tuple[PanopticQuality, ...]:
+    """PQ of every class 1..n_classes as panopticapi, COCO's evaluation, counts it; Cityscapes' does the same.
+
+    Void is that of ``panoptic_qualities``. A crowd of the truth can neither be found nor missed; an unmatched predicted
+    segment with more than half of its pixels on void and the crowd of its own class is no false positive. Of several
+    crowds of a class it is the one with the highest id, as there.
+
+    Raises:
+        DataError: the shapes differ.
+    """
+    table = overlaps(pred.ids, true.ids)
+    pred_of, true_of = (np.asarray(m.classes)[s.ids] for m, s in ((pred, table.pred), (true, table.true)))
+    return _qualities(table, _Judged(pred_of, true_of, np.asarray(true.is_crowd)[table.true.ids]), n_classes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """Classes of the m predicted and n true segments of a table, and which of the latter are crowds."""
+
+    pred: np.ndarray
+    true: np.ndarray
+    is_crowd: np.ndarray
+
+
+def _qualities(table: Overlaps, of: _Judged, n_classes: int) -> tuple[PanopticQuality, ...]:
+    m = len(table.pred)
     # Every predicted pixel that meets no true segment lies on void.
-    judged = np.bincount(table.pair_pred, weights=table.intersections, minlength=len(table.pred)).astype(np.int64)
-    unions = table.true.areas[table.pair_true] + judged[table.pair_pred] - table.intersections
-    agree = pred_of[table.pair_pred] == true_of[table.pair_true]
-    matched = np.flatnonzero(agree & (2 * table.intersections > unions))
-    is_fp = 2 * judged >= table.pred.areas
+    seen = np.bincount(table.pair_pred, weights=table.intersections, minlength=m).astype(np.int64)
+    unions = table.true.areas[table.pair_true] + seen[table.pair_pred] - table.intersections
+    agree = of.pred[table.pair_pred] == of.true[table.pair_true]
+    is_crowd = of.is_crowd[table.pair_true]
+    matched = np.flatnonzero(agree & ~is_crowd & (2 * table.intersections > unions))
+    own_crowd = np.flatnonzero(agree & is_crowd & _is_last_of_class(table, of)[table.pair_true])
+    in_crowd = np.bincount(table.pair_pred[own_crowd], weights=table.intersections[own_crowd], minlength=m)
+    is_fp = 2 * (seen - in_crowd.astype(np.int64)) >= table.pred.areas
     is_fp[table.pair_pred[matched]] = False
     n = n_classes + 1
-    of_match = true_of[table.pair_true[matched]]
+    of_match = of.true[table.pair_true[matched]]
     tp = np.bincount(of_match, minlength=n)
     iou_sums = np.bincount(of_match, weights=table.intersections[matched] / unions[matched], minlength=n)
-    fp, fn = np.bincount(pred_of[is_fp], minlength=n), np.bincount(true_of, minlength=n) - tp
+    fp = np.bincount(of.pred[is_fp], minlength=n)
+    fn = np.bincount(of.true[~of.is_crowd], minlength=n) - tp
     return tuple(PanopticQuality(int(tp[c]), int(fp[c]), int(fn[c]), float(iou_sums[c])) for c in range(1, n))
+
+
+def _is_last_of_class(table: Overlaps, of: _Judged) -> np.ndarray:
+    """bool[n], the crowds with the highest id of their class."""
+    last: dict[int, int] = {}
+    for k in np.flatnonzero(of.is_crowd).tolist():
+        c = int(of.true[k])
+        if c not in last or table.true.ids[k] > table.true.ids[last[c]]:
+            last[c] = k
+    is_last = np.zeros(len(table.true), bool)
+    is_last[list(last.values())] = True
+    return is_last
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,9 @@ c, with instance logit A and semantic logit B of c, the fused logit
 competes with the largest stuff logit; a pixel that loses goes back to the stuff. The class c of a nucleus is the
 argmax of its mean thing probabilities; the stuff plane under it names the tissue it lies in.
 
+For an instance that was found as a region, A is the logit of its mask, resized to its box (see ``painting``), and its
+class and score are those of its box; for one found by votes, A is the nucleus logit, and its class as follows.
+
 Semantic logits live on a coarser grid. They are read bilinearly, except where that cannot matter: for the mean over
 a nucleus the nearest value serves, and a pixel whose four coarse neighbours agree on the stuff class has that
 class, whatever the weights.
@@ -21,8 +24,11 @@ from numba import njit
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleipan.classes import PanopticClasses
+from nucleipan.network.coarse import bilinear, corners, sigmoid, upsample_argmax
 from nucleipan.network.islands import absorb_islands
 from nucleipan.network.model import HeadOutputs
+from nucleipan.network.painting import paint
+from nucleipan.network.regions import RegionOutputs
 from nucleipan.network.voting import VotingConfig, cpu
 from nucleipan.network.voting import tensor as gpu
 from nucleipan.panoptic import PanopticTile
@@ -39,7 +45,7 @@ class DecodeConfig(BaseModel):
 
 
 def decode_tile(
-    outputs: HeadOutputs, tile: Tile, classes: PanopticClasses, mpp: float, config: DecodeConfig
+    outputs: HeadOutputs | RegionOutputs, tile: Tile, classes: PanopticClasses, mpp: float, config: DecodeConfig
 ) -> PanopticTile:
     """Segment one tile.
 
@@ -48,23 +54,52 @@ def decode_tile(
             network's stride); the surplus is cut off.
         mpp: micrometres per pixel of the working grid.
     """
-    h, w = tile.outer.shape
-    stride = outputs.stride
-    instances, pixels = _vote(outputs.nucleus[0, 0, :h, :w], outputs.offsets[0, :, :h, :w], config.voting)
-    nucleus = _numpy(outputs.nucleus[0, 0, :h, :w])
+    shape, stride = tile.outer.shape, outputs.stride
     semantic = _numpy(outputs.semantic[0])  # [K, ceil(h/s), ceil(w/s)] or more
     things, stuff = semantic[classes.thing_ids - 1], semantic[classes.stuff_ids - 1]
+    match outputs:
+        case HeadOutputs():
+            nuclei = _from_votes(outputs, shape, things, stuff, config.voting)
+        case RegionOutputs():
+            nuclei = _from_regions(outputs, shape, things, stuff, config.voting.min_area)
+    stuff_plane = np.zeros(shape, np.uint8)
+    if len(stuff):  # a model of nuclei alone leaves everything else void
+        labels = absorb_islands(stuff, max(1, round(config.min_stuff_um2 / (mpp * stride) ** 2)))
+        stuff_plane = upsample_argmax(stuff, labels, classes.stuff_ids, stride, *shape)
+    return PanopticTile(tile, stuff_plane, *nuclei)
 
+
+def _from_votes(
+    outputs: HeadOutputs, shape: tuple[int, int], things: np.ndarray, stuff: np.ndarray, config: VotingConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Instances, their class probabilities and scores, as in ``PanopticTile``."""
+    (h, w), stride = shape, outputs.stride
+    instances, pixels = _vote(outputs.nucleus[0, 0, :h, :w], outputs.offsets[0, :, :h, :w], config)
+    nucleus = _numpy(outputs.nucleus[0, 0, :h, :w])
     probabilities = _thing_probabilities(instances, pixels, things, stride)  # [n + 1, T], row 0 unused
     class_of = probabilities.argmax(1).astype(np.int32)
-    stuff_plane = np.zeros((h, w), np.uint8)
-    if len(stuff):  # a model of nuclei alone leaves everything else void
+    if len(stuff):
         _give_back_pixels(instances, pixels, nucleus, things, class_of, stuff.max(0), stride)
-        labels = absorb_islands(stuff, max(1, round(config.min_stuff_um2 / (mpp * stride) ** 2)))
-        stuff_plane = _upsample_argmax(stuff, labels, classes.stuff_ids, stride, h, w)
-    kept = cpu.keep_largest_pieces(instances, pixels, config.voting.min_area)
-    scores = _mean_score(instances, pixels, nucleus, len(kept))
-    return PanopticTile(tile, stuff_plane, instances, probabilities[kept], scores)
+    kept = cpu.keep_largest_pieces(instances, pixels, config.min_area)
+    return instances, probabilities[kept], _mean_score(instances, pixels, nucleus, len(kept))
+
+
+def _from_regions(
+    outputs: RegionOutputs, shape: tuple[int, int], things: np.ndarray, stuff: np.ndarray, min_area: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As ``_from_votes``; class and score are those of the box head."""
+    found = outputs.found
+    order = torch.argsort(found.scores, descending=True, stable=True).cpu().numpy()
+    boxes, masks, scores, probabilities, thing = (
+        _numpy(x)[order] for x in (found.rois.boxes, outputs.masks, found.scores, found.probabilities, found.thing)
+    )
+    best = stuff.max(0) if len(stuff) else np.full(things.shape[1:], -np.inf, np.float32)
+    instances = paint((boxes, masks, thing), things, best, outputs.stride, shape)
+    if outputs.excluded is not None:
+        instances[outputs.excluded.cpu().numpy()] = 0
+    pixels = np.flatnonzero(instances).astype(np.int32)
+    kept = cpu.keep_largest_pieces(instances, pixels, min_area)
+    return instances, probabilities[kept - 1], scores[kept - 1]
 
 
 def _vote(nucleus: torch.Tensor, offsets: torch.Tensor, config: VotingConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -128,44 +163,16 @@ def _mean_score(instances, pixels, nucleus, n):
         i = flat[at]
         if i > 0:
             counts[i] += 1
-            sums[i] += _sigmoid(logits[at])
+            sums[i] += sigmoid(logits[at])
     return (sums[1:] / counts[1:]).astype(np.float32)
-
-
-@njit(nogil=True, cache=True)
-def _corners(size, stride, n):
-    """For each of ``size`` fine pixels its two neighbours among ``n`` coarse ones and the weight of the second.
-
-    Pixels are areas (half-pixel centres); beyond the outermost centres the outermost value holds.
-    """
-    low, high, weight = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32)
-    for i in range(size):
-        position = (np.float32(i) + np.float32(0.5)) / np.float32(stride) - np.float32(0.5)
-        position = min(max(position, np.float32(0)), np.float32(n - 1))
-        low[i] = np.int64(np.floor(position))
-        high[i], weight[i] = min(low[i] + 1, n - 1), position - np.float32(low[i])
-    return low, high, weight
-
-
-@njit(nogil=True, cache=True)
-def _bilinear(plane, y0, y1, fy, x0, x1, fx):
-    one = np.float32(1)
-    top = plane[y0, x0] * (one - fx) + plane[y0, x1] * fx
-    bottom = plane[y1, x0] * (one - fx) + plane[y1, x1] * fx
-    return top * (one - fy) + bottom * fy
-
-
-@njit(nogil=True, cache=True)
-def _sigmoid(x):
-    return np.float32(1) / (np.float32(1) + np.exp(-x))
 
 
 @njit(nogil=True, cache=True)
 def _give_back_pixels(instances, pixels, nucleus, things, class_of, stuff_best, stride):
     """Clear the pixels of ``instances`` whose fused logit does not beat the best stuff logit (in place)."""
     h, w = instances.shape
-    above, below, fy = _corners(h, stride, things.shape[1])
-    left, right, fx = _corners(w, stride, things.shape[2])
+    above, below, fy = corners(h, stride, things.shape[1])
+    left, right, fx = corners(w, stride, things.shape[2])
     for at in pixels:
         y, x = at // w, at % w
         i = instances[y, x]
@@ -173,40 +180,6 @@ def _give_back_pixels(instances, pixels, nucleus, things, class_of, stuff_best, 
             continue
         y0, y1, x0, x1 = above[y], below[y], left[x], right[x]
         a = nucleus[y, x]
-        b = _bilinear(things[class_of[i]], y0, y1, fy[y], x0, x1, fx[x])
-        if (_sigmoid(a) + _sigmoid(b)) * (a + b) <= _bilinear(stuff_best, y0, y1, fy[y], x0, x1, fx[x]):
+        b = bilinear(things[class_of[i]], y0, y1, fy[y], x0, x1, fx[x])
+        if (sigmoid(a) + sigmoid(b)) * (a + b) <= bilinear(stuff_best, y0, y1, fy[y], x0, x1, fx[x]):
             instances[y, x] = 0
-
-
-@njit(nogil=True, cache=True)
-def _upsample_argmax(logits, labels, ids, stride, h, w):
-    """``ids`` at the argmax of the bilinearly upsampled logits, uint8[h, w]; ``labels`` is it on the coarse grid."""
-    out = np.empty((h, w), np.uint8)
-    above, below, fy = _corners(h, stride, labels.shape[0])
-    left, right, fx = _corners(w, stride, labels.shape[1])
-    for y in range(h):
-        y0, y1 = above[y], below[y]
-        start = 0
-        while start < w:  # a run of pixels between the same coarse ones
-            x0, x1 = left[start], right[start]
-            stop = start + 1
-            while stop < w and left[stop] == x0:
-                stop += 1
-            c = labels[y0, x0]
-            if c == labels[y0, x1] and c == labels[y1, x0] and c == labels[y1, x1]:
-                out[y, start:stop] = ids[c]
-            else:
-                for x in range(start, stop):
-                    out[y, x] = ids[_best(logits, y0, y1, fy[y], x0, x1, fx[x])]
-            start = stop
-    return out
-
-
-@njit(nogil=True, cache=True)
-def _best(logits, y0, y1, fy, x0, x1, fx):
-    best, c = _bilinear(logits[0], y0, y1, fy, x0, x1, fx), 0
-    for k in range(1, logits.shape[0]):
-        v = _bilinear(logits[k], y0, y1, fy, x0, x1, fx)
-        if v > best:
-            best, c = v, k
-    return c

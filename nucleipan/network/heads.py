@@ -65,7 +65,10 @@ class MismatchCorrection(nn.Module):
 
 
 class SemanticHead(nn.Module):
-    """Pyramid levels of strides (s, 2s, 4s, 8s) -> ``float[B, n_classes, H/s, W/s]`` logits."""
+    """Pyramid levels of strides (s, 2s, 4s, 8s) -> ``float[B, n_classes, H/s, W/s]`` logits.
+
+    ``features`` and ``classify`` are its two steps: the features of all levels beside each other, and their classes.
+    """
 
     def __init__(self, channels: int, hidden: int, n_classes: int, dilations: Dilations) -> None:
         super().__init__()
@@ -75,12 +78,16 @@ class SemanticHead(nn.Module):
         self.classify = nn.Conv2d(4 * hidden, n_classes, 1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        return self.classify(self.features(levels))
+
+    def features(self, levels: Sequence[Tensor]) -> Tensor:
+        """``float[B, 4 * hidden, H/s, W/s]``."""
         p1, p2, p4, p8 = levels
         c8, c4 = self.coarse[1](p8), self.coarse[0](p4)
         c4 = c4 + upsample(c8, 2)
         c2 = self.fine[1](p2) + self.correct[1](c4)
         c1 = self.fine[0](p1) + self.correct[0](c2)
-        return self.classify(torch.cat([c1, upsample(c2, 2), upsample(c4, 4), upsample(c8, 8)], 1))
+        return torch.cat([c1, upsample(c2, 2), upsample(c4, 4), upsample(c8, 8)], 1)
 
 
 class InstanceHead(nn.Module):

@@ -15,37 +15,41 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nucleipan.errors import ModelError
-from nucleipan.network.model import HeadOutputs, PanopticNet
+from nucleipan.network.build import TrainableNetwork
+from nucleipan.network.model import HeadOutputs
+from nucleipan.network.regions import RegionOutputs
 
-#: uint8[B, 3, H, W], or float in [0, 1], -> HeadOutputs.
-Network = Callable[[Tensor], HeadOutputs]
+#: What the networks there are say about a batch of tiles.
+Outputs = HeadOutputs | RegionOutputs
+#: uint8[B, 3, H, W], or float in [0, 1], -> outputs.
+Network = Callable[[Tensor], Outputs]
 
 
 class InferenceNetwork:
-    """``uint8[B, 3, H, W]``, or float in [0, 1], on any device -> float32 ``HeadOutputs`` on ``device``.
+    """``uint8[B, 3, H, W]``, or float in [0, 1], on any device -> float32 outputs on ``device``.
 
     It has its own copy of the weights.
     """
 
-    def __init__(self, network: PanopticNet, device: torch.device) -> None:
+    def __init__(self, network: TrainableNetwork, device: torch.device) -> None:
         self.device = device
         self.dtype = best_dtype(device)
         fused = fold_batch_norm(copy.deepcopy(network).eval())
         self._network = fused.to(device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def __call__(self, image: Tensor) -> HeadOutputs:
+    def __call__(self, image: Tensor) -> Outputs:
         image = image.to(self.device, non_blocking=True)
         if image.dtype == torch.uint8:
             image = image.float().div_(255)
         out = self._network(image.to(self.dtype, memory_format=torch.channels_last))
-        return HeadOutputs(out.semantic.float(), out.nucleus.float(), out.offsets.float())
+        return out.float()
 
 
 class FlipAverage:
     """Means of a network's logits and offsets over the four mirror images: somewhat better, four times slower."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Callable[[Tensor], HeadOutputs]) -> None:
         self._network = network
 
     @torch.inference_mode()

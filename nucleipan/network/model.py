@@ -7,14 +7,13 @@ The semantic head's two-way pyramid spans strides 4 to 32: tissue is told by its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from nucleipan.classes import PanopticClasses
 from nucleipan.network.backbone import DEEPEST_STRIDE, Lite0Backbone
 from nucleipan.network.fpn import TwoWayFpn
 from nucleipan.network.heads import InstanceHead, SemanticHead
@@ -26,9 +25,10 @@ INSTANCE_REACH_PX = 128
 # Blocks of the backbone that feed the two heads. The instance head's coarsest is the first block of 112 channels at
 # stride 16: without it too little of the backbone is left to tell touching nuclei apart, further blocks reach far.
 _INSTANCE_BLOCKS = (0, 2, 4, 8)
-_SEMANTIC_BLOCKS = (2, 4, 10, 15)
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+SEMANTIC_BLOCKS = (2, 4, 10, 15)
+#: Of RGB in [0, 1], what the backbone's first weights were trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,25 @@ class HeadOutputs:
         """Pixels of the tile per pixel of ``semantic``."""
         return self.nucleus.shape[-1] // self.semantic.shape[-1]
 
+    def float(self) -> HeadOutputs:
+        return HeadOutputs(self.semantic.float(), self.nucleus.float(), self.offsets.float())
+
+    def without_nuclei(self, where: Tensor) -> HeadOutputs:
+        """The same without nuclei at ``where``, bool[h, w]; for a batch of one, which may be larger than ``where``."""
+        nucleus = self.nucleus.clone()
+        nucleus[0, 0, : where.shape[0], : where.shape[1]][where.to(nucleus.device)] = -torch.inf
+        return replace(self, nucleus=nucleus)
+
 
 Width = Annotated[int, Field(ge=8, le=512)]
 
 
-class NetworkConfig(BaseModel):
+class PanopticNetConfig(BaseModel):
     """Size of a PanopticNet. Channel counts are those of EfficientPS divided by four."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    head: Literal["centre-voting"] = "centre-voting"
 
     instance_channels: tuple[Width, Width, Width, Width] = Field(
         (40, 64, 96, 128), description="of the instance head at strides 2, 4, 8, 16"
@@ -81,6 +92,8 @@ class PanopticNet(nn.Module):
 
     mean: Tensor
     std: Tensor
+    #: Pixels of context a tile needs.
+    margin = INSTANCE_REACH_PX
 
     def __init__(
         self,
@@ -94,29 +107,30 @@ class PanopticNet(nn.Module):
         self.semantic_fpn = semantic_fpn
         self.instance_head = instance_head
         self.semantic_head = semantic_head
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> HeadOutputs:
-        _check_size(x)
+        check_size(x)
         features = self.backbone((x - self.mean) / self.std)
         nucleus, offsets = self.instance_head([features[i] for i in _INSTANCE_BLOCKS])
-        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in _SEMANTIC_BLOCKS]))
+        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in SEMANTIC_BLOCKS]))
         return HeadOutputs(semantic, nucleus, offsets)
 
 
-def build_network(config: NetworkConfig, classes: PanopticClasses) -> PanopticNet:
-    """A PanopticNet with fresh weights for ``classes``."""
+def build_panoptic_net(config: PanopticNetConfig, n_classes: int) -> PanopticNet:
+    """A PanopticNet with fresh weights."""
     instance_in = [Lite0Backbone.channels[i] for i in _INSTANCE_BLOCKS]
-    semantic_in = [Lite0Backbone.channels[i] for i in _SEMANTIC_BLOCKS]
+    semantic_in = [Lite0Backbone.channels[i] for i in SEMANTIC_BLOCKS]
     return PanopticNet(
         backbone=Lite0Backbone(config.drop_connect),
         semantic_fpn=TwoWayFpn(semantic_in, config.semantic_channels),
         instance_head=InstanceHead(instance_in, config.instance_channels),
-        semantic_head=SemanticHead(config.semantic_channels, config.semantic_channels, len(classes), config.dilations),
+        semantic_head=SemanticHead(config.semantic_channels, config.semantic_channels, n_classes, config.dilations),
     )
 
 
-def _check_size(x: Tensor) -> None:
+def check_size(x: Tensor) -> None:
+    """Raises ValueError unless ``x`` is a batch of images that the backbone can halve down to its deepest level."""
     if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % DEEPEST_STRIDE or x.shape[3] % DEEPEST_STRIDE:
         raise ValueError(f"expected float[B, 3, H, W] with H, W multiples of {DEEPEST_STRIDE}; found {tuple(x.shape)}")

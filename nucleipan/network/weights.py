@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.errors import ConfigError, ModelError
+from nucleipan.network.build import NetworkConfig, TrainableNetwork, build_network
 from nucleipan.network.fusion import DecodeConfig
-from nucleipan.network.model import NetworkConfig, PanopticNet, build_network
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "nucleipan-fast"
@@ -31,6 +31,7 @@ DEFAULT_MODEL = "nucleipan-fast"
 _MAX_ENLARGEMENT = 1.26
 _EMBEDDED = Path(__file__).parent.parent / "weights"
 _HEADER_KEY = "nucleipan"
+_NETWORK: TypeAdapter[Any] = TypeAdapter(NetworkConfig)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Model:
     """
 
     info: ModelInfo
-    network: PanopticNet
+    network: TrainableNetwork
     source: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -115,7 +116,7 @@ def read_model_info(name_or_path: str | Path) -> ModelInfo:
         return _parse_header(path, file.metadata() or {})
 
 
-def save_model(network: PanopticNet, info: ModelInfo, path: Path) -> None:
+def save_model(network: TrainableNetwork, info: ModelInfo, path: Path) -> None:
     """Write ``network`` with ``info`` as its header (``info.sha256`` is of the file and not written)."""
     header = {
         "format": FORMAT_VERSION,
@@ -180,7 +181,7 @@ def _parse_header(path: Path, metadata: dict[str, str]) -> ModelInfo:
             mpp=mpp,
             margin=margin,
             classes=PanopticClasses.from_list(header["classes"]),
-            network=NetworkConfig.model_validate(header["network"]),
+            network=_NETWORK.validate_python(header["network"]),
             decode=DecodeConfig.model_validate(header["decode"]),
             licence=str(header["licence"]),
             trained_on=tuple(str(s) for s in header["trained_on"]),

@@ -6,6 +6,7 @@ muscle too"), and what no code says is unknown, never background.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nucleipan.classes import PanopticClass, PanopticClasses
 from nucleipan.datasets import Layout
+from nucleipan.datasets.coco_document import Category, read_categories
+from nucleipan.network.build import NetworkConfig
 from nucleipan.network.fusion import DecodeConfig
-from nucleipan.network.model import NetworkConfig
 
 
 class _Frozen(BaseModel):
@@ -37,14 +39,16 @@ class SourceConfig(_Frozen):
 
     folder: str
     layout: Layout = Field(description="how the files are laid out; see nucleipan.datasets")
-    mpp: float = Field(gt=0, description="micrometres per pixel of the images")
+    mpp: float = Field(gt=0, description="micrometres per pixel of the images; for photos 1, in the run's mpp too")
     weight: float = Field(1.0, ge=0, description="share of the crops drawn, relative to the other sources")
     codes: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="the annotators' code -> classes of ours it may mean"
     )
+    codes_are_names: bool = Field(False, description="a code that ``codes`` lacks is the name of a class of ours")
     train: tuple[str, ...] | None = Field(None, description="names of training images; * and ? are wildcards")
     val: tuple[str, ...] | None = Field(None, description="names of validation images, likewise")
     allow_empty: bool = Field(False, description="accept label images without any nucleus")
+    in_memory: bool = Field(True, description="false: read training images when they are drawn, for large sets")
     licence: str = Field("not stated", description="terms of the data; goes into the header of the weights")
 
 
@@ -81,10 +85,13 @@ class AugmentationConfig(_Frozen):
 
 
 class LossConfig(_Frozen):
+    """Weights of the terms. Those that only a network of regions has count once each; ``offsets`` it has not."""
+
     semantic: float = Field(1.0, ge=0)
     mask: float = Field(1.0, ge=0)
     offsets: float = Field(3.0, ge=0)
     thing_pixel: float = Field(3.0, gt=0, description="weight of a nucleus pixel in the semantic loss")
+    hardest: float = Field(1.0, gt=0, le=1, description="share of the pixels, the worst, that the semantic loss is of")
 
 
 class TrainConfig(_Frozen):
@@ -105,6 +112,7 @@ class TrainConfig(_Frozen):
     )
     licence: str = Field("not stated", description="terms of the trained weights")
     classes: tuple[ClassConfig, ...] | None = None
+    classes_from: Path | None = Field(None, description="instead, a COCO panoptic JSON: its categories are the classes")
     mpp: float | None = Field(None, gt=0, description="micrometres per pixel the network works at")
     network: NetworkConfig | None = None
     decode: DecodeConfig | None = None
@@ -121,13 +129,21 @@ class TrainConfig(_Frozen):
             raise ValueError(f"validate_on names no source: {', '.join(unknown)}")
         if self.schedule.early_stopping and not self.validate_on:
             raise ValueError("early_stopping needs validate_on")
+        if self.classes is not None and self.classes_from is not None:
+            raise ValueError("classes and classes_from are two answers to one question; give one of them")
         return self
 
     @cached_property
     def own_classes(self) -> PanopticClasses | None:
-        """The classes that the file declares, ids in its order."""
-        if self.classes is None:
+        """The classes that the file declares, or those of the JSON that it names; ids in their order.
+
+        Raises:
+            DataError: the JSON cannot be read or is none of COCO's.
+            ConfigError: the classes contradict each other.
+        """
+        named: Sequence[ClassConfig | Category] | None = self.classes
+        if self.classes_from is not None:
+            named = read_categories(self.classes_from)
+        if named is None:
             return None
-        return PanopticClasses(
-            tuple(PanopticClass(i, c.name, c.is_thing, c.color) for i, c in enumerate(self.classes, 1))
-        )
+        return PanopticClasses(tuple(PanopticClass(i, c.name, c.is_thing, c.color) for i, c in enumerate(named, 1)))

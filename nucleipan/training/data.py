@@ -82,23 +82,30 @@ class Sample:
 class SampleSets:
     """Samples by source folder. ``val`` holds only the sources that a run validates on."""
 
-    train: dict[str, list[Sample]]
+    train: dict[str, Sequence[Sample]]
     val: dict[str, list[Sample]]
 
 
 def read_samples(config: TrainConfig, covers: CoverTable) -> SampleSets:
     """Everything a run trains and validates on, read and checked before the first step.
 
+    Of sources that are not kept in memory only the first image is: enough to find a mistake in the configuration.
+
     Raises:
         DataError: files are missing, unreadable or contradict each other, or a source is left without images.
         ConfigError: a code is mapped to an unknown class, or the splits do not fit the sources.
     """
     splits = _read_splits(config)
-    train, val = {}, {}
+    train: dict[str, Sequence[Sample]] = {}
+    val: dict[str, list[Sample]] = {}
     for source in config.sources:
         codes = _cover_of_code(source, covers)
         chosen = split_items(source, _items(config, source), splits, config.validation)
-        train[source.folder] = _samples(chosen.train, source, codes, covers)
+        if source.in_memory:
+            train[source.folder] = _samples(chosen.train, source, codes, covers)
+        else:
+            train[source.folder] = _SamplesOnDisk(chosen.train, source, codes, covers)
+            _ = train[source.folder][:1]
         if source.folder in config.validate_on:
             val[source.folder] = _samples(chosen.val, source, codes, covers)
     _check_not_empty(config, train, val)
@@ -192,9 +199,34 @@ def _samples(items: Sequence[Item], source: SourceConfig, codes: dict[str, int],
     return [s for s in (to_sample(item, source, codes, covers) for item in items) if s is not None]
 
 
+@dataclass(frozen=True, eq=False)
+class _SamplesOnDisk(Sequence[Sample]):
+    """Samples that are read whenever they are asked for."""
+
+    items: Sequence[Item]
+    source: SourceConfig
+    codes: dict[str, int]
+    covers: CoverTable
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._read(item) for item in self.items[index]]
+        return self._read(self.items[index])
+
+    def _read(self, item: Item) -> Sample:
+        sample = to_sample(item, self.source, self.codes, self.covers)
+        if sample is None:
+            raise DataError(f"{item.path}: codes map nothing in it to a class of ours; name the images in train")
+        return sample
+
+
 def _cover_of_code(source: SourceConfig, covers: CoverTable) -> dict[str, int]:
+    own = {c.name: covers.code([c.name]) for c in covers.classes.classes} if source.codes_are_names else {}
     try:
-        return {code: covers.code(names) for code, names in source.codes.items()}
+        return own | {code: covers.code(names) for code, names in source.codes.items()}
     except ConfigError as error:
         raise ConfigError(f"sources: {source.folder}: codes: {error}") from error
 
@@ -230,7 +262,7 @@ def _matching(source: SourceConfig, items: Sequence[Item], patterns: Sequence[st
     return list(chosen.values())
 
 
-def _check_not_empty(config: TrainConfig, train: dict[str, list[Sample]], val: dict[str, list[Sample]]) -> None:
+def _check_not_empty(config: TrainConfig, train: dict[str, Sequence[Sample]], val: dict[str, list[Sample]]) -> None:
     for source in config.sources:
         if source.weight > 0 and not train[source.folder]:
             raise DataError(f"{config.data_root / source.folder}: no image to train on; check train, val and codes")

@@ -21,7 +21,6 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from nucleipan.network.inference import best_dtype, choose_device
-from nucleipan.network.model import INSTANCE_REACH_PX
 from nucleipan.network.weights import ModelInfo, save_model
 from nucleipan.training.augment import training_transform
 from nucleipan.training.checkpoint import KeepState, SafetensorsCheckpoints
@@ -146,7 +145,7 @@ def _write_weights(config: TrainConfig, start: Start, path: Path) -> None:
     info = ModelInfo(
         name=config.name,
         mpp=start.mpp,
-        margin=INSTANCE_REACH_PX,
+        margin=start.network.margin,
         classes=start.classes,
         network=start.network_config,
         decode=start.decode,

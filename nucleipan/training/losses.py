@@ -33,6 +33,7 @@ class Batch:
         has_nuclei: bool[B, 1, H, W], where ``nucleus`` and ``offsets`` are annotated.
         offsets: float[B, 2, H, W], pixels.
         offset_weights: float[B, 1, H, W], 1 / size of the nucleus.
+        ids: int[B, 1, H, W], 0 = none; each image counts for itself.
         cover: int[B, H, W], row of ``allowed`` for each pixel.
         allowed: bool[n_codes, K].
         thing_code: the row of ``allowed`` that allows all things.
@@ -43,6 +44,7 @@ class Batch:
     has_nuclei: Tensor
     offsets: Tensor
     offset_weights: Tensor
+    ids: Tensor
     cover: Tensor
     allowed: Tensor
     thing_code: int
@@ -55,7 +57,7 @@ class Batch:
 def total_loss(out: HeadOutputs, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
     """Every term, weighted, and their sum under ``total``."""
     terms = {
-        "semantic": config.semantic * semantic_loss(out, batch, config.thing_pixel),
+        "semantic": config.semantic * semantic_loss(out.semantic, batch, config, out.nucleus.detach() > 0),
         "mask": config.mask * mask_loss(out.nucleus.float(), batch),
         "offsets": config.offsets * offset_loss(out.offsets.float(), batch),
     }
@@ -63,17 +65,31 @@ def total_loss(out: HeadOutputs, batch: Batch, config: LossConfig) -> dict[str, 
     return terms
 
 
-def semantic_loss(out: HeadOutputs, batch: Batch, thing_pixel: float) -> Tensor:
-    """Negative log-probability of the allowed set, at half the tile's resolution."""
-    logits = upsample(out.semantic.float(), out.stride // 2)  # [B, K, H/2, W/2]
-    is_nucleus = torch.where(batch.has_nuclei, batch.nucleus > 0.5, out.nucleus.detach() > 0)[:, 0]
+def semantic_loss(semantic: Tensor, batch: Batch, config: LossConfig, seen: Tensor | None = None) -> Tensor:
+    """Negative log-probability of the allowed set, at half the tile's resolution.
+
+    Args:
+        semantic: float[B, K, H/s, W/s], logits.
+        seen: bool[B, 1, H, W], where the network sees nuclei; None if it cannot say: then a pixel of a tissue map is
+            that tissue or some thing.
+    """
+    stride = batch.image.shape[-1] // semantic.shape[-1]
+    logits = upsample(semantic.float(), stride // 2)  # [B, K, H/2, W/2]
+    unseen = torch.zeros_like(batch.has_nuclei) if seen is None else seen
+    is_nucleus = torch.where(batch.has_nuclei, batch.nucleus > 0.5, unseen)[:, 0]
     cover, is_nucleus = batch.cover[:, ::2, ::2], is_nucleus[:, ::2, ::2]
     annotated = cover > 0
     allows_thing = (batch.allowed & batch.allowed[batch.thing_code]).any(1)[cover]
     cover = torch.where(annotated & is_nucleus & ~allows_thing, batch.thing_code, cover)
     allowed = batch.allowed[cover].permute(0, 3, 1, 2)  # [B, K, H/2, W/2]
+    if seen is None:
+        allowed = allowed | (~batch.has_nuclei[:, :, ::2, ::2] & batch.allowed[batch.thing_code][:, None, None])
     loss = logits.logsumexp(1) - logits.masked_fill(~allowed, -1e4).logsumexp(1)
-    weight = annotated * torch.where(is_nucleus, thing_pixel, 1.0)
+    weight = annotated * torch.where(is_nucleus, config.thing_pixel, 1.0)
+    if config.hardest < 1:
+        n = max(1, round(config.hardest * int(annotated.sum())))
+        hardest = (loss * annotated).flatten().topk(n).indices
+        loss, weight = loss.flatten()[hardest], weight.flatten()[hardest]
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 

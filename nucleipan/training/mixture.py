@@ -69,5 +69,6 @@ def _targets(crop: dict) -> dict[str, torch.Tensor]:
         "has_nuclei": crop["known"].bool(),
         "offsets": torch.from_numpy(offsets),
         "offset_weights": torch.from_numpy(weights)[None],
+        "ids": crop["ids"].int(),
         "cover": crop["cover"][0].long(),
     }

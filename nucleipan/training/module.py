@@ -17,10 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nucleipan.errors import ConfigError
 from nucleipan.network.inference import InferenceNetwork
+from nucleipan.network.model import PanopticNet
+from nucleipan.network.regions import RegionNet
 from nucleipan.overlay import render_overlay
 from nucleipan.training.config import ScheduleConfig, TrainConfig
 from nucleipan.training.data import Sample
 from nucleipan.training.losses import Batch, total_loss
+from nucleipan.training.region_losses import region_losses
 from nucleipan.training.start import Start
 from nucleipan.training.validate import Segmenter, nuclei_quality
 
@@ -70,9 +73,14 @@ class PanopticTraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Every weighted term of the loss, and their sum as ``loss``."""
-        out = self.network(batch.image.to(memory_format=torch.channels_last))
-        with torch.autocast(self.device.type, enabled=False):
-            terms = total_loss(out, batch, self.config.loss)
+        image = batch.image.to(memory_format=torch.channels_last)
+        match self.network:
+            case PanopticNet():
+                out = self.network(image)
+                with torch.autocast(self.device.type, enabled=False):
+                    terms = total_loss(out, batch, self.config.loss)
+            case RegionNet():
+                terms = region_losses(self.network, image, batch, self.config.loss)
         self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.image))
         return {"loss": terms.pop("total")} | {k: v.detach() for k, v in terms.items()}
 

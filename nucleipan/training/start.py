@@ -10,8 +10,9 @@ from torch import Tensor
 from nucleipan.classes import DEFAULT_CLASSES, PanopticClasses
 from nucleipan.errors import ModelError
 from nucleipan.network.backbone import load_imagenet_weights
+from nucleipan.network.build import NetworkConfig, TrainableNetwork, build_network
 from nucleipan.network.fusion import DecodeConfig
-from nucleipan.network.model import NetworkConfig, PanopticNet, build_network
+from nucleipan.network.model import PanopticNetConfig
 from nucleipan.network.weights import Model, load_model
 from nucleipan.training.config import TrainConfig
 
@@ -24,7 +25,7 @@ _PER_CLASS = ("semantic_head.classify.weight", "semantic_head.classify.bias")
 class Start:
     """The network before the first step, and what stays fixed through the run."""
 
-    network: PanopticNet
+    network: TrainableNetwork
     network_config: NetworkConfig
     classes: PanopticClasses
     mpp: float
@@ -44,7 +45,7 @@ def build_start(config: TrainConfig) -> Start:
     torch.manual_seed(config.schedule.seed)
     given = None if config.initial_weights in ("imagenet", "random") else load_model(config.initial_weights)
     classes = config.own_classes or (given.info.classes if given else DEFAULT_CLASSES)
-    network_config = config.network or (given.info.network if given else NetworkConfig())
+    network_config = config.network or (given.info.network if given else PanopticNetConfig())
     network = build_network(network_config, classes)
     if config.initial_weights == "imagenet":
         load_imagenet_weights(network.backbone)
@@ -59,7 +60,7 @@ def build_start(config: TrainConfig) -> Start:
     )
 
 
-def _take_over(network: PanopticNet, classes: PanopticClasses, given: Model, source: str) -> None:
+def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> None:
     values, own = given.network.state_dict(), network.state_dict()
     for key in _PER_CLASS:
         values[key] = _rows_by_name(values[key], given.info.classes, own[key], classes)

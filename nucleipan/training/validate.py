@@ -6,20 +6,18 @@ grid. Used to see whether a run still improves, and to choose decoding parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.geometry import Box
 from nucleipan.metrics import PanopticQuality, instance_quality, overlaps
 from nucleipan.metrics.grids import nearest_pixels
 from nucleipan.network.fusion import DecodeConfig, decode_tile
-from nucleipan.network.model import HeadOutputs
+from nucleipan.network.inference import Network
 from nucleipan.panoptic import PanopticTile
 from nucleipan.slide import ArraySlide, at_mpp
 from nucleipan.tiles import TileGrid
@@ -32,11 +30,11 @@ class Segmenter:
     """Images to nuclei, as a trained model would find them.
 
     Attributes:
-        network: ``float[1, 3, H, W]`` to ``HeadOutputs``.
+        network: ``float[1, 3, H, W]`` to what its heads say.
         mpp: micrometres per pixel it works at.
     """
 
-    network: Callable[[Tensor], HeadOutputs]
+    network: Network
     classes: PanopticClasses
     mpp: float
     decode: DecodeConfig

@@ -39,8 +39,9 @@ import nucleipan.segment
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import RegionError
 from nucleipan.geometry import Box
+from nucleipan.network.build import build_network
 from nucleipan.network.fusion import DecodeConfig
-from nucleipan.network.model import HeadOutputs, NetworkConfig, build_network
+from nucleipan.network.model import HeadOutputs, PanopticNetConfig
 from nucleipan.network.voting import VotingConfig
 from nucleipan.network.weights import Model, ModelInfo, load_model
 from nucleipan.pipeline import BACKENDS as ALL_BACKENDS
@@ -91,7 +92,7 @@ def oracle(image: torch.Tensor) -> HeadOutputs:
 
 def oracle_model(name_or_path: str | Path = "oracle") -> Model:
     decode = DecodeConfig(voting=VotingConfig(peak_radius=4, reach=4, min_votes=1, min_area=1), min_stuff_um2=0)
-    config = NetworkConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
+    config = PanopticNetConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
     info = ModelInfo(str(name_or_path), MPP, 32, DEFAULT_CLASSES, config, decode, "none", (), sha256=str(name_or_path))
     return Model(info, build_network(config, DEFAULT_CLASSES))
 
