@@ -187,9 +187,23 @@ def report(
 ) -> None:
     """Write a page about a store for any browser: maps, tables, measurements and example fields."""
     from nucleipan.report import write_report
+    from nucleipan.store import refuse_damaged
 
-    write_report(_open_store(store, original), out, slide)
+    opened = _open_store(store, original)
+    refuse_damaged(store)
+    write_report(opened, out, slide)
     print(out)
+
+
+@app.command()
+def verify(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores, <stem>.ome.zarr.")],
+) -> None:
+    """Check stores for damage: every file, pixel and row."""
+    from nucleipan.verify.shown import verify_stores
+
+    if verify_stores(stores):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -38,7 +38,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),  # one job each, unaware of the others
     # jobs put together
     frozenset(
-        {"pipeline", "segment", "cluster", "evaluate", "edits", "exports", "overlay", "report", "describe", "training"}
+        {
+            "pipeline",
+            "segment",
+            "cluster",
+            "evaluate",
+            "edits",
+            "exports",
+            "overlay",
+            "report",
+            "describe",
+            "training",
+            "verify",
+        }
     ),
     frozenset({"config"}),
     frozenset({"summary", "batch", "cli"}),
@@ -220,7 +232,7 @@ def test_unsafe_calls_are_recognised(code: str, unsafe: bool) -> None:
 
 READERS = (
     "store", "slide", "exports", "evaluate", "metrics", "overlay", "report", "describe", "stitch", "panoptic", "sample",
-    "edits",
+    "edits", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "monai"}
 
@@ -274,5 +286,6 @@ def test_commands_that_read_load_no_deep_learning(tmp_path: Path) -> None:
     slide, out = tmp_path / "slide.tif", tmp_path / "nuclei.geojson"
     write_slide(SyntheticScene((64, 96)), slide, levels=1)
     export = ["export", str(store), "--format", "geojson", "--out", str(out)]
-    assert modules_after_commands(["info", str(slide)], ["info", str(store), "--json"], export) & HEAVY == set()
+    commands = (["info", str(slide)], ["info", str(store), "--json"], ["verify", str(store)], export)
+    assert modules_after_commands(*commands) & HEAVY == set()
     assert out.is_file()

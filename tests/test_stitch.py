@@ -25,7 +25,7 @@ from nucleipan.stitch import (
     tile_record,
     write_record,
 )
-from nucleipan.store import PanopticStore, open_or_resume
+from nucleipan.store import CHECKSUMS, PanopticStore, open_or_resume
 from nucleipan.tiles import TileGrid
 
 SHAPE = (395, 503)
@@ -60,8 +60,9 @@ def check(store: PanopticStore, truth: Truth, extent: Box) -> None:
 
 
 def content(store: PanopticStore) -> dict[str, str]:
-    """Hashes of all files but the root's attributes, which name the tiling."""
-    files = (p for p in store.path.rglob("*") if p.is_file() and p != store.path / "zarr.json")
+    """Hashes of all files but the root's attributes, which name the tiling, and the list that has their hash."""
+    tiled = {store.path / "zarr.json", store.path / CHECKSUMS}
+    files = (p for p in store.path.rglob("*") if p.is_file() and p not in tiled)
     return {str(p.relative_to(store.path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 

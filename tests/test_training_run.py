@@ -298,13 +298,14 @@ def test_learning_rate_rises_then_falls_to_zero(data, tmp_path):
 def test_debug_run_has_the_same_losses_as_ever(data, tmp_path):
     """Golden losses: a change of network, losses, crops or loop that was not meant shows here."""
     overrides = [f"data_root={data}", f"output={tmp_path}", "sources.0.folder=nuclei", "sources.0.mpp=0.5"]
-    config = load_train_config(CONFIGS / "debug_cpu.yaml", overrides)
+    # Adam's first steps follow the signs of gradients, so that what is rounded differently on another processor grows
+    # with the length of the steps.
+    config = load_train_config(CONFIGS / "debug_cpu.yaml", [*overrides, "schedule.learning_rate=0.0001"])
     train_model(config, "cpu")
-    golden = {1: 2.05211, 2: 2.04372, 3: 4.02957, 4: 3.92757}
+    golden = {1: 2.05211, 2: 2.0522, 3: 3.83465, 4: 4.37277}
     losses = losses_of(tmp_path)
     assert losses[1] == pytest.approx(golden[1], rel=1e-4)
-    # Adam's first steps follow the signs of gradients: what is rounded differently elsewhere grows.
-    assert losses == pytest.approx(golden, rel=3e-2)
+    assert losses == pytest.approx(golden, rel=1e-2)
 
 
 def test_a_killed_run_continues_to_the_same_losses(data, tmp_path):

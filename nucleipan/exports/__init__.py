@@ -54,10 +54,14 @@ def export_store(store: PanopticStore, name: str, path: Path, options: ExportOpt
     Raises:
         ConfigError: there is no such format, or the extra that it needs is not installed.
         RegionError: the region of interest leaves the slide.
+        StoreError: a file of the store is not as it was written: of a damaged store nothing is written.
         DataError: the file cannot be written, or the format cannot hold this store.
     """
+    from nucleipan.store import refuse_damaged
+
     options = options or ExportOptions()
     try:
+        refuse_damaged(store.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         match name:
             case "geojson":

@@ -103,7 +103,7 @@ def _labels(store: PanopticStore, roi: Box | None) -> dict[str, xr.DataTree]:
 
 
 def _images(store: PanopticStore, roi: Box | None) -> dict[str, xr.DataTree]:
-    levels = [zarr.open_array(str(store.path / str(k)), mode="r") for k in range(store.n_levels)]
+    levels = [store.image(k) for k in range(store.n_levels)]
     frame = _Frame(_overview_mpp(store) / _level0_mpp(store), _level0_mpp(store))
     whole = Box.of_shape((levels[0].shape[-2], levels[0].shape[-1]))
     box = whole if roi is None else roi.scaled(1 / frame.level0_per_pixel).clipped(whole)

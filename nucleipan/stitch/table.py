@@ -63,7 +63,8 @@ def write_table(
     # Statistics only where they let a reader skip: they are useless on outlines, and large.
     indexed = ["id", "class_id", "area_um2", *(f"bbox.{side}" for side in ("xmin", "ymin", "xmax", "ymax"))]
     indexed += ["centroid_x", "centroid_y"]
-    with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, write_statistics=indexed) as writer:
+    options = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
+    with pq.ParquetWriter(path, schema, write_statistics=indexed, **options) as writer:
         for first in range(0, len(sources.centres), row_group):
             part = slice(first, min(first + row_group, len(sources.centres)))
             writer.write_batch(_rows(part, sources, frame, schema), row_group_size=row_group)

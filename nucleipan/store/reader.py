@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,27 +16,15 @@ import pyarrow.parquet as pq
 import zarr
 
 from nucleipan.classes import PanopticClasses
-from nucleipan.errors import RegionError, StoreError
+from nucleipan.errors import RegionError, StoreError, reason
 from nucleipan.geometry import Box
+from nucleipan.store.arrays import LabelArray, StoredArray
+from nucleipan.store.checksums import EDITS, absent_files
 from nucleipan.store.spec import StoreSpec
 
 _ARRAYS = ("labels/nuclei/0", "labels/classes/0", "0")
-
-
-class LabelArray(Protocol):
-    """What lazy readers may ask of a level of labels (y, x): a zarr array, or one with corrections laid over it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    @property
-    def ndim(self) -> int: ...
-    @property
-    def chunks(self) -> tuple[int, ...]: ...
-    @property
-    def shards(self) -> tuple[int, ...] | None: ...
-    def __getitem__(self, selection: Any) -> Any: ...
+# Of Arrow, where the table is damaged.
+_DAMAGED = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -53,7 +41,8 @@ class PanopticStore:
         """Open the store at ``path``.
 
         Raises:
-            StoreError: it is missing, unfinished, not written by nucleipan, of a newer version, or incomplete.
+            StoreError: it is missing, unfinished, not written by nucleipan, of a newer version, or incomplete. Files
+                with other content than they had are not noticed here, see ``refuse_damaged``.
         """
         path = Path(path)
         if path.name.endswith(".partial"):
@@ -64,21 +53,23 @@ class PanopticStore:
             raise StoreError(f"{path} {what}")
         try:
             attributes = zarr.open_group(str(path), mode="r").attrs.asdict().get("nucleipan")
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} is no zarr group ({error}); expected a store written by nucleipan") from error
+        except Exception as error:  # a document can be wrong in any way
+            raise StoreError(
+                f"{path} is no zarr group ({reason(error)}); expected a store written by nucleipan"
+            ) from error
         if not isinstance(attributes, dict):
             raise StoreError(f"{path} was not written by nucleipan: it has no attribute 'nucleipan'")
         spec = StoreSpec.from_dict(attributes)
         missing = [name for name in _ARRAYS if not (path / name / "zarr.json").exists()]
         missing += [] if (path / "nuclei.parquet").exists() else ["nuclei.parquet"]
+        missing = missing or absent_files(path)
         if missing:
-            raise StoreError(f"{path} lacks {', '.join(missing)}; segment the slide again with --overwrite")
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise StoreError(f"{path} lacks {', '.join(missing[:3])}{more}; segment the slide again with --overwrite")
         try:
             pq.read_metadata(path / "nuclei.parquet")
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(
-                f"{path / 'nuclei.parquet'} is damaged; segment the slide again with --overwrite"
-            ) from error
+        except _DAMAGED as error:
+            raise _damaged_table(path, error) from error
         return cls(path, spec, attributes)
 
     @property
@@ -139,16 +130,22 @@ class PanopticStore:
 
         Raises:
             RegionError: there is no such level.
+            StoreError: its document is damaged; so is a chunk that cannot be read, then or later.
         """
         if not 0 <= level < self.n_levels:
             raise RegionError(f"level {level} is outside the store's levels 0..{self.n_levels - 1}")
-        return zarr.open_array(str(self.path / "labels" / name / str(level)), mode="r")
+        return StoredArray.open(self.path / "labels" / name / str(level))
+
+    def image(self, level: int = 0) -> StoredArray:
+        """uint8 (c, y, x), the RGB image of the root at one of its own levels, for lazy readers."""
+        return StoredArray.open(self.path / str(level))
 
     def instances(self, box: Box | None = None, level: int = 0) -> np.ndarray:
         """uint32[h, w], nucleus ids in ``box``, which counts pixels of ``level``; all of it by default.
 
         Raises:
             RegionError: the box leaves the image or the level does not exist.
+            StoreError: a chunk is damaged.
         """
         return _read(self.array("nuclei", level), box)
 
@@ -158,7 +155,7 @@ class PanopticStore:
 
     def overview(self, level: int = 0) -> np.ndarray:
         """uint8[h, w, 3], the RGB image of the root at one of its own levels."""
-        return np.moveaxis(np.asarray(zarr.open_array(str(self.path / str(level)), mode="r")[...]), 0, -1)
+        return np.moveaxis(np.asarray(self.image(level)[...]), 0, -1)
 
     def nuclei(self, columns: Sequence[str] | None = None, box: Box | None = None) -> pa.Table:
         """Rows of the table, in order of ids; with ``box``, those whose bounding box meets it.
@@ -167,28 +164,41 @@ class PanopticStore:
         that cannot meet the box are not read.
 
         Raises:
-            StoreError: there is no such column.
+            StoreError: as ``nuclei_batches``.
         """
         batches = list(self.nuclei_batches(columns, box))
         return pa.concat_tables(batches) if batches else self.nuclei_schema(columns).empty_table()
 
     def nuclei_batches(self, columns: Sequence[str] | None = None, box: Box | None = None) -> Iterator[pa.Table]:
-        """The rows of ``nuclei`` piece by piece, one per row group that meets the box."""
+        """The rows of ``nuclei`` piece by piece, one per row group that meets the box.
+
+        Raises:
+            StoreError: there is no such column, or the table is damaged.
+        """
         wanted = self.nuclei_schema(columns).names
         if box is None:
             for group in range(self._table.num_row_groups):
-                yield self._table.read_row_group(group, columns=wanted)
+                yield self._read_group(group, wanted)
             return
         read = list(dict.fromkeys([*wanted, "bbox"]))
         sides = np.array([box.x0, box.y0, box.x1, box.y1]) * self.level0_per_pixel
         for group in range(self._table.num_row_groups):
             if self._may_meet(group, sides):
-                table = self._table.read_row_group(group, columns=read)
+                table = self._read_group(group, read)
                 yield table.filter(_meets(table["bbox"], sides)).select(wanted)
 
     @cached_property
     def _table(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path / "nuclei.parquet", memory_map=True)
+        try:
+            return pq.ParquetFile(self.path / "nuclei.parquet", memory_map=True, page_checksum_verification=True)
+        except _DAMAGED as error:
+            raise _damaged_table(self.path, error) from error
+
+    def _read_group(self, group: int, columns: list[str]) -> pa.Table:
+        try:
+            return self._table.read_row_group(group, columns=columns)
+        except _DAMAGED as error:
+            raise _damaged_table(self.path, error) from error
 
     def nuclei_schema(self, columns: Sequence[str] | None = None) -> pa.Schema:
         """Names and types of the table's columns, all or those named.
@@ -214,6 +224,12 @@ class PanopticStore:
         )
 
 
+def _damaged_table(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path / 'nuclei.parquet'} is damaged ({reason(error)}); segment the slide again with --overwrite"
+    )
+
+
 def _read(array: LabelArray, box: Box | None) -> np.ndarray:
     whole = Box(0, 0, *array.shape)
     box = whole if box is None else box
@@ -230,7 +246,7 @@ def _meets(bbox: pa.ChunkedArray, sides: np.ndarray) -> pa.ChunkedArray:
 
 def edits_folder(path: Path) -> Path:
     """``PanopticStore.edits_folder`` of the store at ``path``, also of a damaged one."""
-    return path / "edits"
+    return path / EDITS
 
 
 def is_own_store(path: Path) -> bool:

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from nucleipan.errors import StoreError
 from nucleipan.files import whole_file
+from nucleipan.store.checksums import CHECKSUMS, write_checksums
 from nucleipan.store.reader import PanopticStore, edits_folder, is_own_store
 from nucleipan.store.spec import StoreSpec
 
@@ -59,17 +60,19 @@ class Run:
 
     def attributes(self) -> dict[str, Any]:
         """The store's attribute ``nucleipan``, without what stitching adds."""
-        return self.spec.to_dict()
+        return self.spec.to_dict() | {"checksums": CHECKSUMS}
 
     def publish(self) -> PanopticStore:
-        """Remove the work files of a complete run and give the store its final name.
+        """List the checksums of a complete run, remove its work files and give the store its final name.
 
         Raises:
-            StoreError: the run is not complete, or the store that it would replace was corrected meanwhile.
+            StoreError: the run is not complete, the store that it would replace was corrected meanwhile, or the disk
+                is full.
         """
         if not (self.folder / "zarr.json").exists():
             raise StoreError(f"{self.folder} is not complete; run the same command again to finish it")
         _refuse_to_lose_edits(self.path)
+        write_checksums(self.folder)
         # run.json goes first, by one unlink: without it the folder counts as complete, with it as unfinished.
         (self.folder / "run.json").unlink(missing_ok=True)
         shutil.rmtree(self.tiles_folder, ignore_errors=True)
