@@ -25,7 +25,7 @@ class PanopticTile:
         instances: int32[h, w] over ``tile.outer``, 0 = no nucleus, else 1..n: row ``i - 1`` of ``probabilities``.
         probabilities: float32[n, T], probability of each thing class (rows sum to 1, order of
             ``PanopticClasses.things``).
-        scores: float32[n], mean nucleus probability over the instance's pixels.
+        scores: float32[n], how likely it is that the instance is a nucleus.
     """
 
     tile: Tile

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.network.coarse import bilinear, corners, sigmoid, upsample_argmax
+from nucleipan.network.confidence import FEATURES, ConfidenceConfig, drop, measure_confidence
 from nucleipan.network.islands import absorb_islands
 from nucleipan.network.model import HeadOutputs
 from nucleipan.network.painting import paint
@@ -41,6 +42,7 @@ class DecodeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     voting: VotingConfig = VotingConfig()
+    confidence: ConfidenceConfig | None = Field(None, description="of instances found by votes")
     min_stuff_um2: float = Field(150.0, ge=0, description="smaller tissue islands go to the class around them")
 
 
@@ -59,7 +61,7 @@ def decode_tile(
     things, stuff = semantic[classes.thing_ids - 1], semantic[classes.stuff_ids - 1]
     match outputs:
         case HeadOutputs():
-            nuclei = _from_votes(outputs, shape, things, stuff, config.voting)
+            nuclei = _from_votes(outputs, shape, things, stuff, config)
         case RegionOutputs():
             nuclei = _from_regions(outputs, shape, things, stuff, config.voting.min_area)
     stuff_plane = np.zeros(shape, np.uint8)
@@ -70,18 +72,24 @@ def decode_tile(
 
 
 def _from_votes(
-    outputs: HeadOutputs, shape: tuple[int, int], things: np.ndarray, stuff: np.ndarray, config: VotingConfig
+    outputs: HeadOutputs, shape: tuple[int, int], things: np.ndarray, stuff: np.ndarray, config: DecodeConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Instances, their class probabilities and scores, as in ``PanopticTile``."""
     (h, w), stride = shape, outputs.stride
-    instances, pixels = _vote(outputs.nucleus[0, 0, :h, :w], outputs.offsets[0, :, :h, :w], config)
+    instances, pixels = _vote(outputs.nucleus[0, 0, :h, :w], outputs.offsets[0, :, :h, :w], config.voting)
     nucleus = _numpy(outputs.nucleus[0, 0, :h, :w])
     probabilities = _thing_probabilities(instances, pixels, things, stride)  # [n + 1, T], row 0 unused
     class_of = probabilities.argmax(1).astype(np.int32)
     if len(stuff):
         _give_back_pixels(instances, pixels, nucleus, things, class_of, stuff.max(0), stride)
-    kept = cpu.keep_largest_pieces(instances, pixels, config.min_area)
-    return instances, probabilities[kept], _mean_score(instances, pixels, nucleus, len(kept))
+    kept = cpu.keep_largest_pieces(instances, pixels, config.voting.min_area)
+    features = measure_confidence(instances, pixels, nucleus, _numpy(outputs.offsets[0, :, :h, :w]), len(kept))
+    if config.confidence is None:
+        return instances, probabilities[kept], features[:, FEATURES.index("probability")].astype(np.float32)
+    scores = config.confidence.score(features)
+    is_sure = scores >= config.confidence.least
+    drop(instances, pixels, is_sure)
+    return instances, probabilities[kept[is_sure]], scores[is_sure]
 
 
 def _from_regions(
@@ -152,19 +160,6 @@ def _softmax(logits, out):
         total += out[k]
     for k in range(len(out)):
         out[k] /= total
-
-
-@njit(nogil=True, cache=True)
-def _mean_score(instances, pixels, nucleus, n):
-    """float32[n], mean nucleus probability over each of the instances 1..n, of which none is empty."""
-    sums, counts = np.zeros(n + 1, np.float64), np.zeros(n + 1, np.int64)
-    flat, logits = instances.ravel(), nucleus.ravel()
-    for at in pixels:
-        i = flat[at]
-        if i > 0:
-            counts[i] += 1
-            sums[i] += sigmoid(logits[at])
-    return (sums[1:] / counts[1:]).astype(np.float32)
 
 
 @njit(nogil=True, cache=True)

@@ -62,6 +62,11 @@ class ScheduleConfig(_Frozen):
     weight_decay: float = Field(0.02, ge=0)
     warmup_steps: int = Field(200, ge=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
+    frozen_norm: bool = Field(
+        False,
+        description="BatchNorm goes by the initial weights' statistics, as it will when the model is used, instead of "
+        "each batch's; for fine-tuning with small batches",
+    )
     seed: int = Field(0, ge=0)
     log_every: int = Field(50, gt=0)
     checkpoint_every: int = Field(500, gt=0)
@@ -116,6 +121,9 @@ class TrainConfig(_Frozen):
     mpp: float | None = Field(None, gt=0, description="micrometres per pixel the network works at")
     network: NetworkConfig | None = None
     decode: DecodeConfig | None = None
+    calibrate: bool = Field(
+        True, description="when training ends, fit the score of nuclei, and the least one kept, on training images"
+    )
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     augmentation: AugmentationConfig = AugmentationConfig()
     loss: LossConfig = LossConfig()

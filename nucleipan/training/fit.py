@@ -20,9 +20,12 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from nucleipan.network.inference import best_dtype, choose_device
+from nucleipan.network.fusion import DecodeConfig
+from nucleipan.network.inference import InferenceNetwork, best_dtype, choose_device
+from nucleipan.network.regions import RegionNet
 from nucleipan.network.weights import ModelInfo, save_model
 from nucleipan.training.augment import training_transform
+from nucleipan.training.calibrate import fit_confidence
 from nucleipan.training.checkpoint import KeepState, SafetensorsCheckpoints
 from nucleipan.training.config import TrainConfig
 from nucleipan.training.data import CoverTable, SampleSets, read_samples
@@ -30,6 +33,7 @@ from nucleipan.training.log import LossLog, StepBar
 from nucleipan.training.mixture import Mixture, StepBatches, collate
 from nucleipan.training.module import MONITORED, MovingAverage, PanopticTraining
 from nucleipan.training.start import Start, build_start
+from nucleipan.training.validate import Segmenter
 
 
 class TrainingData(pl.LightningDataModule):
@@ -87,7 +91,9 @@ def train_model(config: TrainConfig, device: str = "auto") -> Path:
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
     path = config.output / f"{config.name}.safetensors"
     if trainer.is_global_zero:
-        _write_weights(config, start, path)
+        _load_averaged(config, start)
+        decode = _decode(config, start, samples, choose_device(device))
+        save_model(start.network, _info(config, start, decode), path)
     return path
 
 
@@ -137,22 +143,34 @@ def _precision(config: TrainConfig, device: torch.device) -> Literal["bf16-mixed
     return "bf16-mixed" if is_bf16 else "32-true"
 
 
-def _write_weights(config: TrainConfig, start: Start, path: Path) -> None:
+def _load_averaged(config: TrainConfig, start: Start) -> None:
     """The averaged weights of the last step, or of the best validation where a run stops early."""
     kept = config.output / ("best.safetensors" if config.schedule.early_stopping else "last.safetensors")
     tensors = SafetensorsCheckpoints().load_checkpoint(kept)["state_dict"]
     start.network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items()})
-    info = ModelInfo(
+
+
+def _decode(config: TrainConfig, start: Start, samples: SampleSets, device: torch.device) -> DecodeConfig:
+    """The run's decoding, with the score of nuclei fitted to the network as it is now."""
+    if not config.calibrate or isinstance(start.network, RegionNet):
+        return start.decode
+    plain = start.decode.model_copy(update={"confidence": None})
+    segment = Segmenter(InferenceNetwork(start.network, device), start.classes, start.mpp, plain)
+    annotated = {s.folder: samples.train[s.folder] for s in config.sources if s.weight > 0}
+    return plain.model_copy(update={"confidence": fit_confidence(segment, annotated)})
+
+
+def _info(config: TrainConfig, start: Start, decode: DecodeConfig) -> ModelInfo:
+    return ModelInfo(
         name=config.name,
         mpp=start.mpp,
         margin=start.network.margin,
         classes=start.classes,
         network=start.network_config,
-        decode=start.decode,
+        decode=decode,
         licence=config.licence,
         trained_on=tuple(f"{s.folder} ({s.licence})" for s in config.sources if s.weight > 0),
     )
-    save_model(start.network, info, path)
 
 
 @contextmanager

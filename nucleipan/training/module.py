@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -54,6 +54,14 @@ class PanopticTraining(pl.LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
         scheduler = LambdaLR(optimizer, partial(learning_rate_factor, schedule=schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.config.schedule.frozen_norm:
+            for module in self.network.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = _identity(self.config)

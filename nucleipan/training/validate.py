@@ -17,12 +17,21 @@ from nucleipan.geometry import Box
 from nucleipan.metrics import PanopticQuality, instance_quality, overlaps
 from nucleipan.metrics.grids import nearest_pixels
 from nucleipan.network.fusion import DecodeConfig, decode_tile
-from nucleipan.network.inference import Network
+from nucleipan.network.inference import Network, Outputs
 from nucleipan.panoptic import PanopticTile
-from nucleipan.slide import ArraySlide, at_mpp
-from nucleipan.tiles import TileGrid
+from nucleipan.slide import ArraySlide, SlideView, at_mpp
+from nucleipan.tiles import Tile, TileGrid
 from nucleipan.training.data import Sample
 from nucleipan.transforms import SlideTiles, default_transforms
+
+
+@dataclass(frozen=True)
+class Look:
+    """An image in the model's grid, as one tile, and what the network says about it."""
+
+    view: SlideView
+    tile: Tile
+    outputs: Outputs
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,18 @@ class Segmenter:
 
     def __call__(self, sample: Sample) -> tuple[np.ndarray, PanopticTile]:
         """uint8[h, w, 3], the image at ``mpp``, and what was found in it."""
+        look = self.look(sample)
+        return look.view.read(Box.of_shape(look.view.shape)), self.decoded(look)
+
+    def look(self, sample: Sample) -> Look:
         pixels = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
         view = at_mpp(ArraySlide(Path(sample.name), pixels), self.mpp, sample.mpp)
         grid = TileGrid(view.shape, Box.of_shape(view.shape), core=max(view.shape), margin=0)
-        tile = SlideTiles(view, grid, default_transforms(view))[0]["image"]
-        outputs = self.network(torch.as_tensor(tile)[None])
-        found = decode_tile(outputs, grid.tile(0, 0), self.classes, view.mpp, self.decode)
-        return view.read(Box.of_shape(view.shape)), found
+        image = SlideTiles(view, grid, default_transforms(view))[0]["image"]
+        return Look(view, grid.tile(0, 0), self.network(torch.as_tensor(image)[None]))
+
+    def decoded(self, look: Look) -> PanopticTile:
+        return decode_tile(look.outputs, look.tile, self.classes, look.view.mpp, self.decode)
 
 
 def nuclei_quality(found: PanopticTile, sample: Sample) -> PanopticQuality:
