@@ -33,9 +33,10 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     document = _read_mapping(path)
     for override in overrides:
         _set(document, override)
-    weights = document.get("initial_weights")
-    if isinstance(weights, str) and weights.endswith(".safetensors"):
-        document["initial_weights"] = str((path.parent / weights).resolve())
+    for name in ("initial_weights", "coarse_weights"):
+        weights = document.get(name)
+        if isinstance(weights, str) and weights.endswith(".safetensors"):
+            document[name] = str((path.parent / weights).resolve())
     for name in _PATH_FIELDS:
         if isinstance(document.get(name), str):
             document[name] = (path.parent / document[name]).resolve()

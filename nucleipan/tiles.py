@@ -5,8 +5,8 @@ partition the extent exactly::
 
     +-----------------------+      outer = core + margin
     |  margin               |
-    |   +---------------+   |      cores start at multiples of `align` (the network's deepest
-    |   |     core      |   |      stride), and so do the outers, so that a pixel meets the same
+    |   +---------------+   |      cores start at multiples of `align` (the deepest stride of any
+    |   |     core      |   |      network), and so do the outers, so that a pixel meets the same
     |   |               |   |      sampling phase in every tile that sees it
     |   +---------------+   |
     +-----------------------+
@@ -25,6 +25,9 @@ from dataclasses import dataclass
 
 from nucleipan.errors import ConfigError
 from nucleipan.geometry import Box
+
+#: The deepest stride of any network, in pixels of its grid: tiles begin, and filled images end, at multiples of it.
+ALIGN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class TileGrid:
     extent: Box
     core: int
     margin: int
-    align: int = 32
+    align: int = ALIGN
 
     def __post_init__(self) -> None:
         if self.core < 1 or self.align < 1 or self.margin < 0:

@@ -22,7 +22,7 @@ from monai.transforms import Compose, MapTransform, ScaleIntensityRanged
 
 from nucleipan.geometry import Box
 from nucleipan.slide import SlideView
-from nucleipan.tiles import Tile, TileGrid
+from nucleipan.tiles import ALIGN, Tile, TileGrid
 
 
 class ReadTiled(MapTransform):
@@ -33,7 +33,7 @@ class ReadTiled(MapTransform):
     the surplus lies outside the slide and is cut off later.
     """
 
-    def __init__(self, keys: Hashable | Sequence[Hashable], view: SlideView, align: int = 32) -> None:
+    def __init__(self, keys: Hashable | Sequence[Hashable], view: SlideView, align: int = ALIGN) -> None:
         super().__init__(keys)
         self.view = view
         self.align = align
@@ -79,7 +79,7 @@ class TileSplitter(Splitter):
 
     def get_padded_shape(self, inputs: SlideView) -> tuple[int, int]:
         h, w = inputs.shape
-        return -(-h // 32) * 32, -(-w // 32) * 32
+        return -(-h // ALIGN) * ALIGN, -(-w // ALIGN) * ALIGN
 
     def __call__(self, inputs: SlideView) -> Iterable[tuple[torch.Tensor, Sequence[int]]]:
         whole = Box.of_shape(inputs.shape)

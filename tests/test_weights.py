@@ -43,8 +43,21 @@ def test_round_trip(weights):
     assert model.info.trained_on == ("nothing (none)",)
     assert len(model.info.sha256) == 64
     for name, tensor in load_file(weights).items():
-        torch.testing.assert_close(model.network.state_dict()[name], tensor)
+        torch.testing.assert_close(model.network.state_dict()[name], tensor, check_dtype=False)
     assert read_model_info(weights).network == TINY
+
+
+def test_convolutions_are_stored_in_half_precision(tmp_path):
+    network = build_network(TINY, DEFAULT_CLASSES)
+    info = ModelInfo("tiny", 0.5, 128, DEFAULT_CLASSES, TINY, DecodeConfig(), "CC0", ())
+    save_model(network, info, tmp_path / "tiny.safetensors")
+    read = load_model(tmp_path / "tiny.safetensors").network.state_dict()
+    for name, tensor in network.state_dict().items():
+        is_convolution = tensor.ndim == 4 and name.endswith("weight")
+        assert read[name].dtype == tensor.dtype
+        torch.testing.assert_close(read[name], tensor, rtol=2**-11 if is_convolution else 0, atol=4e-8)
+    save_model(load_model(tmp_path / "tiny.safetensors").network, info, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "tiny.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

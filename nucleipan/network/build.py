@@ -9,6 +9,7 @@ from pydantic import Discriminator, Tag
 from nucleipan.classes import PanopticClasses
 from nucleipan.network.model import PanopticNet, PanopticNetConfig, build_panoptic_net
 from nucleipan.network.regions import RegionNet, RegionNetConfig
+from nucleipan.network.two_scale import TwoScaleConfig, TwoScaleNet
 
 
 def _head_of(config: Any) -> Any:
@@ -20,16 +21,22 @@ def _head_of(config: Any) -> Any:
 
 #: The networks there are, told apart by their instance head.
 NetworkConfig = Annotated[
-    Annotated[PanopticNetConfig, Tag("centre-voting")] | Annotated[RegionNetConfig, Tag("mask-rcnn")],
+    Annotated[PanopticNetConfig, Tag("centre-voting")]
+    | Annotated[TwoScaleConfig, Tag("two-scale")]
+    | Annotated[RegionNetConfig, Tag("mask-rcnn")],
     Discriminator(_head_of),
 ]
-TrainableNetwork = PanopticNet | RegionNet
+TrainableNetwork = PanopticNet | TwoScaleNet | RegionNet
 
 
-def build_network(config: PanopticNetConfig | RegionNetConfig, classes: PanopticClasses) -> TrainableNetwork:
+def build_network(
+    config: PanopticNetConfig | TwoScaleConfig | RegionNetConfig, classes: PanopticClasses
+) -> TrainableNetwork:
     """The network with fresh weights for ``classes``."""
     match config:
         case PanopticNetConfig():
             return build_panoptic_net(config, len(classes))
+        case TwoScaleConfig():
+            return TwoScaleNet(config, len(classes))
         case RegionNetConfig():
             return RegionNet(config, len(classes.things), len(classes))

@@ -117,10 +117,18 @@ class InstanceHead(nn.Module):
         self.to_pixels = nn.PixelShuffle(2)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.at_pixels(self.decode(features))
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """``float[B, channels[0], H/2, W/2]``, from which ``at_pixels`` reads logit and offsets."""
         x = self.mix[-1](features[-1])
         for i in range(len(features) - 2, -1, -1):
             x = self.mix[i](
                 torch.cat([upsample(self.narrow[i](x), 2), features[i]], 1)
             )  # [B, channels[i], H/2^i, W/2^i]
+        return x
+
+    def at_pixels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logit and offsets, as ``forward``."""
         out = self.to_pixels(self.predict(x))  # [B, 3, H, W]
         return out[:, :1], out[:, 1:] * _OFFSET_UNIT_PX

@@ -24,7 +24,7 @@ INSTANCE_REACH_PX = 128
 
 # Blocks of the backbone that feed the two heads. The instance head's coarsest is the first block of 112 channels at
 # stride 16: without it too little of the backbone is left to tell touching nuclei apart, further blocks reach far.
-_INSTANCE_BLOCKS = (0, 2, 4, 8)
+INSTANCE_BLOCKS = (0, 2, 4, 8)
 SEMANTIC_BLOCKS = (2, 4, 10, 15)
 #: Of RGB in [0, 1], what the backbone's first weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -113,14 +113,14 @@ class PanopticNet(nn.Module):
     def forward(self, x: Tensor) -> HeadOutputs:
         check_size(x)
         features = self.backbone((x - self.mean) / self.std)
-        nucleus, offsets = self.instance_head([features[i] for i in _INSTANCE_BLOCKS])
+        nucleus, offsets = self.instance_head([features[i] for i in INSTANCE_BLOCKS])
         semantic = self.semantic_head(self.semantic_fpn([features[i] for i in SEMANTIC_BLOCKS]))
         return HeadOutputs(semantic, nucleus, offsets)
 
 
 def build_panoptic_net(config: PanopticNetConfig, n_classes: int) -> PanopticNet:
     """A PanopticNet with fresh weights."""
-    instance_in = [Lite0Backbone.channels[i] for i in _INSTANCE_BLOCKS]
+    instance_in = [Lite0Backbone.channels[i] for i in INSTANCE_BLOCKS]
     semantic_in = [Lite0Backbone.channels[i] for i in SEMANTIC_BLOCKS]
     return PanopticNet(
         backbone=Lite0Backbone(config.drop_connect),
@@ -130,7 +130,7 @@ def build_panoptic_net(config: PanopticNetConfig, n_classes: int) -> PanopticNet
     )
 
 
-def check_size(x: Tensor) -> None:
-    """Raises ValueError unless ``x`` is a batch of images that the backbone can halve down to its deepest level."""
-    if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % DEEPEST_STRIDE or x.shape[3] % DEEPEST_STRIDE:
-        raise ValueError(f"expected float[B, 3, H, W] with H, W multiples of {DEEPEST_STRIDE}; found {tuple(x.shape)}")
+def check_size(x: Tensor, stride: int = DEEPEST_STRIDE) -> None:
+    """Raises ValueError unless ``x`` is a batch of images that can be halved down to ``stride``."""
+    if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % stride or x.shape[3] % stride:
+        raise ValueError(f"expected float[B, 3, H, W] with H, W multiples of {stride}; found {tuple(x.shape)}")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nucleipan.network.inference import best_dtype, fold_batch_norm
 from nucleipan.network.model import HeadOutputs, PanopticNet
+from nucleipan.network.two_scale import TwoScaleNet
 
 _EXAMPLE = (1, 3, 64, 64)
 
@@ -31,7 +32,7 @@ class OpenVinoNetwork:
     is compiled, in about 0.3 s, for each image that has not the size of the one before.
     """
 
-    def __init__(self, network: PanopticNet, n_threads: int | None = None) -> None:
+    def __init__(self, network: PanopticNet | TwoScaleNet, n_threads: int | None = None) -> None:
         fused = _Outputs(fold_batch_norm(copy.deepcopy(network).eval()))
         with torch.no_grad(), warnings.catch_warnings():
             # The check of the tile's size is not traced, and tracing itself is called old.

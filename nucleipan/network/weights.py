@@ -2,7 +2,8 @@
 
 The header's ``nucleipan`` entry is JSON: format version, name, network configuration, decoding, classes, mpp,
 licence and what the weights were trained on. A file is refused unless header and tensors agree with each other;
-nothing is ever unpickled.
+nothing is ever unpickled. Convolutions are stored in half precision, eight times as exact as bf16, in which networks
+run: a file is half as large for it.
 """
 
 from __future__ import annotations
@@ -129,9 +130,14 @@ def save_model(network: TrainableNetwork, info: ModelInfo, path: Path) -> None:
         "licence": info.licence,
         "trained_on": list(info.trained_on),
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    tensors = {k: _stored(k, v.detach().cpu().contiguous()) for k, v in network.state_dict().items()}
     # Not save_file: it makes files that only their owner can read.
     path.write_bytes(save(tensors, metadata={_HEADER_KEY: json.dumps(header)}))
+
+
+def _stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """As it goes into the file: weights of convolutions in half precision, all else as it is."""
+    return tensor.half() if name.endswith("weight") and tensor.ndim > 1 else tensor
 
 
 def _resolve(name_or_path: str | Path) -> Path:

@@ -115,6 +115,13 @@ class TrainConfig(_Frozen):
         "imagenet",
         description="imagenet, random, the name of an embedded model, or a weights file: what fits by name and shape",
     )
+    coarse_weights: str | None = Field(
+        None, description="of a two-scale network: the model for twice the pixel size, which is not trained further"
+    )
+    train_only: tuple[str, ...] = Field(
+        (),
+        description="parts of the network, such as instance_head; the others stay as they are (none named: all train)",
+    )
     licence: str = Field("not stated", description="terms of the trained weights")
     classes: tuple[ClassConfig, ...] | None = None
     classes_from: Path | None = Field(None, description="instead, a COCO panoptic JSON: its categories are the classes")

@@ -161,6 +161,7 @@ def _decode(config: TrainConfig, start: Start, samples: SampleSets, device: torc
 
 
 def _info(config: TrainConfig, start: Start, decode: DecodeConfig) -> ModelInfo:
+    own = (f"{s.folder} ({s.licence})" for s in config.sources if s.weight > 0)
     return ModelInfo(
         name=config.name,
         mpp=start.mpp,
@@ -169,7 +170,7 @@ def _info(config: TrainConfig, start: Start, decode: DecodeConfig) -> ModelInfo:
         network=start.network_config,
         decode=decode,
         licence=config.licence,
-        trained_on=tuple(f"{s.folder} ({s.licence})" for s in config.sources if s.weight > 0),
+        trained_on=tuple(dict.fromkeys([*start.trained_on, *own])),
     )
 
 

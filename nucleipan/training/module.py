@@ -19,6 +19,7 @@ from nucleipan.errors import ConfigError
 from nucleipan.network.inference import InferenceNetwork
 from nucleipan.network.model import PanopticNet
 from nucleipan.network.regions import RegionNet
+from nucleipan.network.two_scale import TwoScaleNet
 from nucleipan.overlay import render_overlay
 from nucleipan.training.config import ScheduleConfig, TrainConfig
 from nucleipan.training.data import Sample
@@ -46,10 +47,11 @@ class PanopticTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         schedule = self.config.schedule
+        trained = [p for p in self.network.parameters() if p.requires_grad]
         # One-dimensional parameters are biases and BatchNorm's: decaying them would only cost accuracy.
         groups = [
-            {"params": [p for p in self.network.parameters() if p.ndim > 1], "weight_decay": schedule.weight_decay},
-            {"params": [p for p in self.network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
         scheduler = LambdaLR(optimizer, partial(learning_rate_factor, schedule=schedule))
@@ -57,11 +59,13 @@ class PanopticTraining(pl.LightningModule):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if self.config.schedule.frozen_norm:
-            for module in self.network.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and self._is_frozen(module):
+                module.eval()
         return self
+
+    def _is_frozen(self, norm: torch.nn.modules.batchnorm._BatchNorm) -> bool:
+        return self.config.schedule.frozen_norm or not any(p.requires_grad for p in norm.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = _identity(self.config)
@@ -83,7 +87,7 @@ class PanopticTraining(pl.LightningModule):
         """Every weighted term of the loss, and their sum as ``loss``."""
         image = batch.image.to(memory_format=torch.channels_last)
         match self.network:
-            case PanopticNet():
+            case PanopticNet() | TwoScaleNet():
                 out = self.network(image)
                 with torch.autocast(self.device.type, enabled=False):
                     terms = total_loss(out, batch, self.config.loss)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nucleipan.classes import DEFAULT_CLASSES, PanopticClasses
-from nucleipan.errors import ModelError
+from nucleipan.errors import ConfigError, ModelError
 from nucleipan.network.backbone import load_imagenet_weights
 from nucleipan.network.build import NetworkConfig, TrainableNetwork, build_network
 from nucleipan.network.fusion import DecodeConfig
 from nucleipan.network.model import PanopticNetConfig
+from nucleipan.network.two_scale import TwoScaleNet
 from nucleipan.network.weights import Model, load_model
 from nucleipan.training.config import TrainConfig
 
@@ -23,24 +26,29 @@ _PER_CLASS = ("semantic_head.classify.weight", "semantic_head.classify.bias")
 
 @dataclass(frozen=True)
 class Start:
-    """The network before the first step, and what stays fixed through the run."""
+    """The network before the first step, and what stays fixed through the run.
+
+    ``trained_on`` is what the initial weights have seen: its terms bind what becomes of them too.
+    """
 
     network: TrainableNetwork
     network_config: NetworkConfig
     classes: PanopticClasses
     mpp: float
     decode: DecodeConfig
+    trained_on: tuple[str, ...] = ()
 
 
 def build_start(config: TrainConfig) -> Start:
     """Build the network that ``config`` describes and fill it with the initial weights.
 
     From a trained model, everything that fits by name and shape is taken over; of the classifier, the rows of the
-    classes that have the same name. What the configuration leaves open is as it was in that model.
+    classes that have the same name; of a convolution that has more inputs here, the weights of those it had, so that at
+    first the others change nothing. What the configuration leaves open is as it was in that model.
 
     Raises:
         ModelError: the weights cannot be read, or nothing in them fits.
-        ConfigError: the classes contradict each other.
+        ConfigError: the classes contradict each other, or a part of the network is named that it has not.
     """
     torch.manual_seed(config.schedule.seed)
     given = None if config.initial_weights in ("imagenet", "random") else load_model(config.initial_weights)
@@ -51,12 +59,17 @@ def build_start(config: TrainConfig) -> Start:
         load_imagenet_weights(network.backbone)
     if given:
         _take_over(network, classes, given, config.initial_weights)
+    coarse = None if config.coarse_weights is None else load_model(config.coarse_weights)
+    if coarse:
+        _take_over_coarse(network, coarse, str(config.coarse_weights))
+    _keep_all_but(network, config.train_only)
     return Start(
         network,
         network_config,
         classes,
         config.mpp or (given.info.mpp if given else _DEFAULT_MPP),
         config.decode or (given.info.decode if given else DecodeConfig()),
+        tuple(dict.fromkeys(name for model in (given, coarse) if model for name in model.info.trained_on)),
     )
 
 
@@ -64,10 +77,39 @@ def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model
     values, own = given.network.state_dict(), network.state_dict()
     for key in _PER_CLASS:
         values[key] = _rows_by_name(values[key], given.info.classes, own[key], classes)
-    fitting = {k: v for k, v in values.items() if k in own and own[k].shape == v.shape}
+    values = {k: _with_more_inputs(v, own[k]) for k, v in values.items() if k in own}
+    fitting = {k: v for k, v in values.items() if own[k].shape == v.shape}
     if not any(k.startswith("backbone.") for k in fitting):
         raise ModelError(f"initial_weights: {source}: no tensor fits the network; check the network's configuration")
     network.load_state_dict(fitting, strict=False)
+
+
+def _take_over_coarse(network: TrainableNetwork, given: Model, source: str) -> None:
+    if not isinstance(network, TwoScaleNet):
+        raise ConfigError("coarse_weights: only a two-scale network (network: {head: two-scale}) has a coarse part")
+    values = given.network.state_dict()
+    for part, name in zip(network.coarse, ("backbone.", "instance_head."), strict=True):
+        own = part.state_dict()
+        fitting = {k: values.get(name + k) for k in own}
+        if any(v is None or v.shape != own[k].shape for k, v in fitting.items()):
+            raise ModelError(f"coarse_weights: {source}: its {name[:-1]} is not that of the network's coarse part")
+        part.load_state_dict(fitting)
+
+
+def _keep_all_but(network: TrainableNetwork, names: Sequence[str]) -> None:
+    """Of all parts, only those in ``names`` are trained; with none named, all are."""
+    parts = dict(network.named_children())
+    unknown = sorted(set(names) - parts.keys())
+    if unknown:
+        raise ConfigError(f"train_only: the network has no {', '.join(unknown)}; its parts are {', '.join(parts)}")
+    for name in parts.keys() - set(names) if names else ():
+        parts[name].requires_grad_(False)
+
+
+def _with_more_inputs(value: Tensor, own: Tensor) -> Tensor:
+    """A convolution's weights [out, in, h, w] with zeros for the inputs that ``own`` has beyond them."""
+    n_more = own.shape[1] - value.shape[1] if own.ndim == value.ndim == 4 else 0
+    return F.pad(value, (0, 0, 0, 0, 0, n_more)) if n_more > 0 else value
 
 
 def _rows_by_name(values: Tensor, names: PanopticClasses, own: Tensor, own_names: PanopticClasses) -> Tensor:
