@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "configuration_reference",
     "module_diagram",
+    "pages_elsewhere",
     "public_names",
 ]
 exclude_patterns = ["_build", "drawings", "extensions"]
