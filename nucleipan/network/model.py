@@ -83,7 +83,10 @@ class PanopticNetConfig(BaseModel):
         description="of the dense prediction cell, (dy, dx)",
     )
     drop_connect: float = Field(
-        0.1, ge=0, lt=1, description="chance that a crop skips a block of the backbone; from 0, it rises to this with depth"
+        0.1,
+        ge=0,
+        lt=1,
+        description="chance that a crop skips a block of the backbone, rising with depth from 0 to this",
     )
 
 

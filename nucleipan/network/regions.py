@@ -88,7 +88,10 @@ class RegionNetConfig(BaseModel):
     instances: InstanceConfig = Field(InstanceConfig(), description="box and mask heads")
     attention: AttentionConfig | None = Field(None, description="AUNet's; null is EfficientPS")
     drop_connect: float = Field(
-        0.1, ge=0, lt=1, description="chance that a crop skips a block of the backbone; from 0, it rises to this with depth"
+        0.1,
+        ge=0,
+        lt=1,
+        description="chance that a crop skips a block of the backbone, rising with depth from 0 to this",
     )
 
 
