@@ -24,6 +24,7 @@ from sphinx.util.docutils import SphinxDirective
 
 _SIMPLE = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", type(None): "null"}
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of"}
+_LENGTHS = {"min_length": "at least", "max_length": "at most"}
 
 
 class Configuration(SphinxDirective):
@@ -71,20 +72,25 @@ def section_text(model: type[BaseModel]) -> str:
     """Markdown: what the model is, and a table of its fields."""
     lines = [model.__doc__ or "", "", "| key | what it is | value | default |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        value = _cell(f"{shown_type(field.annotation)}{shown_bounds(field.metadata)}")
+        value = _cell(shown_type(field.annotation, shown_bounds(field.metadata)))
         lines.append(f"| `{name}` | {_cell(field.description or '')} | {value} | {_cell(shown_default(field))} |")
     return "\n".join(line.strip() for line in "\n".join(lines).splitlines()).replace("``", "`")
 
 
-def shown_type(annotation: Any) -> str:
-    """A type as whoever writes YAML thinks of it; models are links to their sections."""
+def shown_type(annotation: Any, bounds: str = "") -> str:
+    """A type as whoever writes YAML thinks of it, with its bounds; models are links to their sections."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return shown_type(arguments[0]) + shown_bounds(arguments[1:])
+        return shown_type(arguments[0], shown_bounds(arguments[1:]) + bounds)
+    if origin in (Union, types.UnionType):
+        of_value = " or ".join(shown_type(a) for a in arguments if a is not type(None))
+        return f"{of_value}{bounds} or null" if type(None) in arguments else of_value + bounds
+    return _plain_type(annotation, origin, arguments) + bounds
+
+
+def _plain_type(annotation: Any, origin: Any, arguments: tuple[Any, ...]) -> str:
     if origin is Literal:
         return ", ".join(f"`{a}`" for a in arguments)
-    if origin in (Union, types.UnionType):
-        return " or ".join(shown_type(a) for a in sorted(arguments, key=lambda a: a is type(None)))
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"list of: {shown_type(arguments[0])}"
     if origin is tuple:
@@ -97,17 +103,14 @@ def shown_type(annotation: Any) -> str:
 
 
 def shown_bounds(metadata: Any) -> str:
-    """`` > 0, ≤ 16``, and lengths and patterns, of a field's or an annotation's constraints."""
-    found = []
+    """`` > 0, ≤ 16``, and lengths and patterns, of a field's or an annotation's constraints; empty without any."""
+    numbers, others = [], []
     for constraint in (inner for each in metadata for inner in (*getattr(each, "metadata", ()), each)):
-        found += [f"{sign} {v}" for k, sign in _BOUNDS.items() if (v := getattr(constraint, k, None)) is not None]
-        if (fewest := getattr(constraint, "min_length", None)) is not None:
-            found.append(f"at least {fewest}")
-        if (most := getattr(constraint, "max_length", None)) is not None:
-            found.append(f"at most {most}")
+        numbers += [f"{sign} {v}" for k, sign in _BOUNDS.items() if (v := getattr(constraint, k, None)) is not None]
+        others += [f", {word} {v}" for k, word in _LENGTHS.items() if (v := getattr(constraint, k, None)) is not None]
         if (pattern := getattr(constraint, "pattern", None)) is not None:
-            found.append(f"like `{pattern}`")
-    return f" {', '.join(found)}" if found else ""
+            others.append(f", like `{pattern}`")
+    return (f" {', '.join(numbers)}" if numbers else "") + "".join(others)
 
 
 def shown_default(field: FieldInfo) -> str:

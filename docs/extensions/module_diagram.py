@@ -24,7 +24,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 _WIDTH, _BOX_W, _BOX_H = 760, 96, 26
-_ROW, _GAP, _TITLE = 46, 26, 22
+_ROW, _GAP, _TITLE, _ASIDE = 46, 26, 22, 180
 
 
 @cache
@@ -77,8 +77,11 @@ def placed() -> tuple[dict[str, Place], list[tuple[str, float, float]], float]:
     for index in reversed(range(len(LAYERS))):
         top = y
         y += _TITLE + _BOX_H / 2 + 4
-        for row in rows_of(index):
-            for name, x in zip(_ordered(row, places), _spread(len(row)), strict=True):
+        rows = rows_of(index)
+        for k, row in enumerate(rows):
+            # Rows that build on each other are set off, so that lines go past them.
+            aside = (k - (len(rows) - 1) / 2) * _ASIDE
+            for name, x in zip(_ordered(row, places), _spread(len(row), aside), strict=True):
                 places[name] = Place(x, y)
             y += _ROW
         y += _BOX_H / 2 + 8 - _ROW
@@ -87,9 +90,12 @@ def placed() -> tuple[dict[str, Place], list[tuple[str, float, float]], float]:
     return places, bands, y - _GAP
 
 
-def _spread(n: int) -> list[float]:
+def _spread(n: int, aside: float) -> list[float]:
+    """Middles of ``n`` boxes in a row, the row moved by ``aside`` as far as there is room."""
     step = min(_BOX_W + 34.0, (_WIDTH - 16) / n)
-    return [_WIDTH / 2 + (k - (n - 1) / 2) * step for k in range(n)]
+    room = (_WIDTH - 16 - n * step) / 2
+    middle = _WIDTH / 2 + max(-room, min(room, aside))
+    return [middle + (k - (n - 1) / 2) * step for k in range(n)]
 
 
 def _ordered(row: list[str], above: dict[str, Place]) -> list[str]:
