@@ -22,7 +22,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": paths}, check=False,
+        capture_output=True, text=True, timeout=900, env=os.environ | {"PYTHONPATH": paths}, check=False,
     )  # fmt: skip
 
 
