@@ -1,5 +1,6 @@
 # make demo   set up, fetch a slide, segment it; results in demo/
 # make test   set up, then all checks and tests
+# make docs   set up, then build the documentation; docs/_build/html/index.html
 #
 # A virtual environment is made in $(VENV) and kept; packages are installed again only when what is required has
 # changed. Everything can be overridden: make test PYTHON=python3.12 VENV=/tmp/venv PYTEST_ARGS="-n 8 -k stitch"
@@ -19,7 +20,7 @@ XVFB = xvfb xauth libdbus-1-3 libegl1 libgl1 libxcb-cursor0 libxcb-icccm4 libxcb
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format
+.PHONY: help demo test check docs format
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -35,6 +36,10 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt | $(BIN)/pip
 
 $(VENV)/.installed-test: pyproject.toml constraints-cpu.txt | $(BIN)/pip
 	$(INSTALL) -e '.[test]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints-cpu.txt | $(BIN)/pip
+	$(INSTALL) -e '.[docs]'
 	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
@@ -62,6 +67,10 @@ $(VENV)/.installed-xvfb: | $(BIN)/pip
 
 test: check $(VENV)/.installed-xvfb
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+	@echo "documentation  docs/_build/html/index.html"
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

@@ -23,7 +23,14 @@ GLASS_NAME = "background"
 
 @dataclass(frozen=True, slots=True)
 class PanopticClass:
-    """One class. ``color`` is sRGB, 0-255."""
+    """One class.
+
+    Attributes:
+        id: value of its pixels in class maps, from 1; 0 is void.
+        name: what tables and exports call it.
+        is_thing: whether it is a kind of nucleus; else it is stuff, a kind of tissue.
+        color: sRGB, 0-255.
+    """
 
     id: int
     name: str
@@ -59,10 +66,12 @@ class PanopticClasses:
 
     @cached_property
     def things(self) -> tuple[PanopticClass, ...]:
+        """Kinds of nuclei, in order of ids."""
         return tuple(c for c in self.classes if c.is_thing)
 
     @cached_property
     def stuff(self) -> tuple[PanopticClass, ...]:
+        """Kinds of tissue, in order of ids."""
         return tuple(c for c in self.classes if not c.is_thing)
 
     @cached_property
@@ -95,6 +104,11 @@ class PanopticClasses:
         raise ConfigError(f"unknown class {name!r}; known classes: {', '.join(c.name for c in self.classes)}")
 
     def by_id(self, class_id: int) -> PanopticClass:
+        """The class with this id; 0, void, is none.
+
+        Raises:
+            ConfigError: there is none.
+        """
         if not 1 <= class_id <= len(self.classes):
             raise ConfigError(f"class id {class_id} is outside 1..{len(self.classes)}")
         return self.classes[class_id - 1]

@@ -26,22 +26,27 @@ class Box:
 
     @property
     def height(self) -> int:
+        """Rows, 0 where ``y1 <= y0``."""
         return max(0, self.y1 - self.y0)
 
     @property
     def width(self) -> int:
+        """Columns, 0 where ``x1 <= x0``."""
         return max(0, self.x1 - self.x0)
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width, as of an array that holds the box."""
         return self.height, self.width
 
     @property
     def area(self) -> int:
+        """Number of pixels."""
         return self.height * self.width
 
     @property
     def is_empty(self) -> bool:
+        """Whether it holds no pixel."""
         return self.area == 0
 
     def grown(self, n: int) -> Box:

@@ -37,7 +37,9 @@ def render_overlay(
     stuff: np.ndarray | None = None,
     stuff_alpha: float = 0.25,
 ) -> np.ndarray:
-    """Draw nuclei, and tissue if given, on a copy of an image.
+    """Draw nuclei, and tissue if given, on a copy of an image; uint8[h, w, 3].
+
+    Outlines are pixels of the nucleus itself that face another id; at the image's end they stay open.
 
     Args:
         image: uint8[h, w, 3], sRGB.
@@ -118,7 +120,12 @@ def overlay_with_legend(
 
 
 def overlay_of_store(store: PanopticStore, view: SlideView, box: Box | None = None) -> np.ndarray:
-    """Picture with legend of a part of a slide, ``box`` in pixels of the view; by default all of it, in memory.
+    """Picture with legend of a part of a slide, uint8[h + strip, w, 3], sRGB.
+
+    Args:
+        store: made from the slide of ``view``.
+        view: the slide at the store's pixel size, ``at_mpp(slide, store.mpp)``.
+        box: part to draw, in pixels of the view; all of it by default, which then must fit into memory.
 
     Raises:
         DataError: the store was not made in this view's grid.

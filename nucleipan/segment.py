@@ -66,9 +66,17 @@ class SegmentOptions:
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What a run did. ``n_tiles`` were needed, ``n_computed`` of them went through the network now; ``summary`` is
-    None when the finished store was already there. ``redundancy`` is pixels computed over pixels kept; ``notes`` are
-    what the user should know before trusting the result."""
+    """What a run did.
+
+    Attributes:
+        store: the finished store, open.
+        n_tiles: how many tiles were needed.
+        n_computed: how many of them went through the network now.
+        redundancy: pixels computed over pixels kept.
+        seconds: of the whole run.
+        notes: what the user should know before trusting the result, one line each.
+        summary: what stitching found; None when the finished store was already there.
+    """
 
     store: PanopticStore
     n_tiles: int
@@ -94,10 +102,17 @@ def segment_slide(
 
     Args:
         path: any slide or flat image that ``open_slide`` reads.
+        out: folder for the store; made if it is missing. An unfinished run of the same kind in it is resumed.
+        model: see ``load_model``; the slide is read at its pixel size.
+        options: the defaults of ``SegmentOptions`` if not given.
         network: replaces the model's own network (an oracle in tests, another runtime).
         transform: builds the transforms that turn a tile into the network's input; see ``nucleipan.transforms``.
             Neither is part of what identifies a run: after changing one, start anew with ``overwrite``.
         executor: computes the tiles elsewhere (see ``nucleipan.cluster``); in this process by default.
+        progress: called after every tile with the number done, the number in all and the name of the step.
+
+    Returns:
+        The finished store and what was done for it; a store that was finished before is not computed again.
 
     Raises:
         SlideError, MissingPixelSizeError, RegionError: the slide cannot be used as asked.

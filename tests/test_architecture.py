@@ -1,6 +1,6 @@
 """Imports point down, commands load only what they need, and nothing reads data in a way that could run it.
 
-The layers are written here once; a module that is not in the table fails the test, so that a new one must be placed.
+The layers are written in ``layers``; a module that is in none fails the test, so that a new one must be placed.
 """
 
 from __future__ import annotations
@@ -10,63 +10,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from layers import LAYERS, PACKAGE, imports, is_granted, layer, ours, trees, unit
 from stitch_oracle import random_truth, stitch_oracle
 
-import nucleipan
 from nucleipan.geometry import Box
 from nucleipan.stitch import StitchContext
 from nucleipan.synthetic import SyntheticScene, write_slide
 from nucleipan.tiles import TileGrid
 
-ROOT = Path(nucleipan.__file__).parent
-
-# A unit is a top-level module or package. It may import units of lower layers, and nothing of its own layer but what
-# CHAINS grants.
-LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "geometry", "classes", "files"}),  # values
-    frozenset({"tiles", "ngff"}),  # arithmetic and documents
-    frozenset({"measure", "slide", "panoptic", "polygons", "synthetic", "sample"}),  # images in, tiles out
-    frozenset(
-        {"network", "transforms", "stitch", "store", "metrics", "datasets"}
-    ),  # one job each, unaware of the others
-    # jobs put together
-    frozenset(
-        {
-            "pipeline",
-            "segment",
-            "cluster",
-            "evaluate",
-            "edits",
-            "exports",
-            "overlay",
-            "report",
-            "describe",
-            "training",
-            "verify",
-        }
-    ),
-    frozenset({"config"}),
-    frozenset({"summary", "batch", "cli"}),
-)
-# In each chain, a unit may import those before it.
-CHAINS = (
-    ("errors", "geometry", "classes"),
-    ("errors", "files"),
-    ("synthetic", "sample"),
-    ("pipeline", "segment", "cluster"),
-    ("edits", "exports", "describe"),
-    ("overlay", "training"),
-    ("summary", "batch", "cli"),
-)
-
-NUMPY_ONLY = LAYERS[0] | LAYERS[1]
+NUMPY_ONLY = LAYERS[0].units | LAYERS[1].units
 MAY_IMPORT = {
     "torch": {"network", "transforms", "pipeline", "training"},
     "monai": {"network", "transforms", "pipeline", "segment", "training"},
@@ -80,70 +36,8 @@ MAY_IMPORT = {
 }
 
 
-@dataclass(frozen=True)
-class Import:
-    """``module`` of ours imports ``target``, at ``line``; also where only type checkers see it."""
-
-    module: str
-    target: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.module}:{self.line} imports {self.target}"
-
-
-@cache
-def trees() -> dict[str, ast.Module]:
-    """Syntax trees by dotted module name."""
-    found = {}
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = [ROOT.name, *path.relative_to(ROOT).with_suffix("").parts]
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
-    return found
-
-
-@cache
-def imports() -> tuple[Import, ...]:
-    return tuple(i for module, tree in trees().items() for i in imports_of(module, tree))
-
-
-def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(module, alias.name, node.lineno)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module, f"{module}:{node.lineno}: relative import"
-            assert node.level == 0, f"{module}:{node.lineno}: relative import"
-            for alias in node.names:
-                # `from package import module` imports the module, `from module import name` the module it is in.
-                inner = f"{node.module}.{alias.name}"
-                yield Import(module, inner if inner in trees() else node.module, node.lineno)
-
-
-def unit(module: str) -> str:
-    """Top-level part of a module of ours; empty for the package itself."""
-    return module.split(".")[1] if "." in module else ""
-
-
-def layer(name: str) -> int:
-    return next(i for i, units in enumerate(LAYERS) if name in units)
-
-
-def is_granted(importer: str, imported: str) -> bool:
-    """Whether a chain lets ``importer`` import ``imported``, of the same layer."""
-    return any(
-        importer in chain and imported in chain and chain.index(imported) < chain.index(importer) for chain in CHAINS
-    )
-
-
-def ours() -> list[Import]:
-    """Imports from one unit into another."""
-    return [i for i in imports() if i.target.split(".")[0] == ROOT.name and unit(i.target) not in ("", unit(i.module))]
-
-
 def test_every_unit_has_one_layer() -> None:
-    placed = [name for units in LAYERS for name in units]
+    placed = [name for each in LAYERS for name in each.units]
     assert len(placed) == len(set(placed))
     assert set(placed) == {unit(m) for m in trees()} - {""}
 
@@ -179,7 +73,7 @@ def test_heavy_packages_have_their_places(package: str) -> None:
 
 
 def test_lowest_layers_need_numpy_only() -> None:
-    allowed = sys.stdlib_module_names | {"numpy", ROOT.name}
+    allowed = sys.stdlib_module_names | {"numpy", PACKAGE.name}
     wrong = [str(i) for i in imports() if unit(i.module) in NUMPY_ONLY and i.target.split(".")[0] not in allowed]
     assert wrong == []
 
@@ -253,7 +147,7 @@ for arguments in json.loads(sys.argv[1]):
 def modules_after(code: str, *arguments: str) -> set[str]:
     """Top-level names in ``sys.modules`` of a fresh interpreter after ``code``."""
     report = "\nimport sys\nprint('\\n' + ' '.join({m.partition('.')[0] for m in sys.modules}))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT.parent), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [sys.executable, "-c", code + report, *arguments],
         capture_output=True, text=True, timeout=300, env=environment, check=False,

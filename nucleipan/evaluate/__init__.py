@@ -43,10 +43,19 @@ __all__ = ["Evaluation", "ImagePair", "PanopticEvaluation", "evaluate_folders", 
 def evaluate_folders(
     pred: Path, truth: Path, *, radius_px: float = DEFAULT_RADIUS_PX, pair: PairWithin = pair_centroids
 ) -> Evaluation | PanopticEvaluation:
-    """Score every truth of ``truth`` against its namesake in ``pred``; layouts as in the module's description.
+    """Score every truth of ``truth`` against its namesake in ``pred``, in the truth's pixels.
 
-    ``radius_px`` and ``pair`` are those of ``evaluate_pairs``; panoptic formats have no use for them. Predictions
-    without truth are listed in the result.
+    Args:
+        pred: folder of stores, or of label images in the layout of a truth.
+        truth: folder with ``labels/``, ``tissue/`` or both, see the module's description; or COCO panoptic, Cityscapes
+            or PASTIS.
+        radius_px: how far apart centroids of one nucleus may lie, in pixels of the truth.
+        pair: how centroids are paired. Panoptic formats have no use for either.
+
+    Returns:
+        Scores per image and over all: ``summary()`` under the papers' names (PQ of Kirillov et al., arXiv 1801.00868;
+        AJI of Kumar et al. 2017; F1 of HoVer-Net, arXiv 1812.06499), ``to_json()`` with everything, nan as None.
+        Predictions without truth are listed.
 
     Raises:
         DataError: a folder lacks its parts, a truth has no prediction, a name or number is unknown, or a prediction's

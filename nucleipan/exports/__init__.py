@@ -51,6 +51,12 @@ OF_RESULTS = tuple(name for name, format in FORMATS.items() if not format.of_cor
 def export_store(store: PanopticStore, name: str, path: Path, options: ExportOptions | None = None) -> int:
     """Write ``store`` to ``path`` in the format ``name``; returns how many nuclei (or fields) were written.
 
+    Args:
+        store: as segmented (``PanopticStore.open``) or with corrections (``open_corrected``).
+        name: one of ``nucleipan.exports.FORMATS``, such as ``geojson``.
+        path: file or folder to write; folders above it are made.
+        options: a region of interest, in level-0 pixels, and the slide, which some formats need.
+
     Raises:
         ConfigError: there is no such format, or the extra that it needs is not installed.
         RegionError: the region of interest leaves the slide.

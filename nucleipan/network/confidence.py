@@ -35,11 +35,11 @@ class ConfidenceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bias: float
-    logit: float
-    probability: float
-    imbalance: float
-    spread: float
+    bias: float = Field(description="of the logistic function")
+    logit: float = Field(description="weight of the mean nucleus logit")
+    probability: float = Field(description="weight of the mean nucleus probability")
+    imbalance: float = Field(description="weight of the length of the mean offset, in radii of a disc of this area")
+    spread: float = Field(description="weight of how far apart the offsets point, in the same radii")
     least: float = Field(0.0, ge=0, lt=1, description="instances with a lower score are dropped")
 
     def score(self, features: np.ndarray) -> np.ndarray:

@@ -37,11 +37,11 @@ from nucleipan.tiles import Tile
 
 
 class DecodeConfig(BaseModel):
-    """How head outputs become segments. Lengths of ``voting`` are in pixels of the working grid."""
+    """How head outputs become segments."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    voting: VotingConfig = VotingConfig()
+    voting: VotingConfig = Field(VotingConfig(), description="from a nucleus mask and offsets to instances")
     confidence: ConfidenceConfig | None = Field(None, description="of instances found by votes")
     min_stuff_um2: float = Field(150.0, ge=0, description="smaller tissue islands go to the class around them")
 

@@ -24,24 +24,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class InstanceConfig(BaseModel):
-    """Size of the heads, and what counts as found.
-
-    Attributes:
-        box_bins, mask_bins: side of the features that RoIAlign gives the two heads; masks come out twice as large.
-        box_features: width of the box head's two layers.
-        mask_channels: width of the mask head's four layers.
-        min_score: probability of "there is a nucleus" above which a region is one.
-        max_iou: of two regions that overlap more, the better stays.
-    """
+    """Size of the box and mask heads, and what counts as found."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    box_bins: Bins = 7
-    mask_bins: Bins = 14
-    box_features: int = Field(1024, ge=8, le=4096)
-    mask_channels: int = Field(256, ge=8, le=512)
-    min_score: Share = 0.5
-    max_iou: Share = 0.5
+    box_bins: Bins = Field(7, description="side of the features that RoIAlign gives the box head")
+    mask_bins: Bins = Field(14, description="the same of the mask head; masks come out twice as large")
+    box_features: int = Field(1024, ge=8, le=4096, description="width of the box head's two layers")
+    mask_channels: int = Field(256, ge=8, le=512, description="width of the mask head's four layers")
+    min_score: Share = Field(0.5, description='probability of "there is a nucleus" above which a region is one')
+    max_iou: Share = Field(0.5, description="of two regions that overlap more, the better stays")
 
 
 class BoxHead(nn.Module):

@@ -69,19 +69,25 @@ class PanopticNetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    head: Literal["centre-voting"] = "centre-voting"
-
+    head: Literal["centre-voting"] = Field(
+        "centre-voting", description="the instance head, which tells the networks apart"
+    )
     instance_channels: tuple[Width, Width, Width, Width] = Field(
         (40, 64, 96, 128), description="of the instance head at strides 2, 4, 8, 16"
     )
-    semantic_channels: Width = 64
+    semantic_channels: Width = Field(64, description="of the two-way pyramid, and of each of the head's four parts")
     dilations: tuple[tuple[int, int], ...] = Field(
         ((1, 3), (1, 1), (3, 5), (4, 3), (3, 1)),
         min_length=5,
         max_length=5,
-        description="dense prediction cell, (dy, dx)",
+        description="of the dense prediction cell, (dy, dx)",
     )
-    drop_connect: float = Field(0.1, ge=0, lt=1)
+    drop_connect: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="chance that a crop skips a block of the backbone, rising with depth from 0 to this",
+    )
 
 
 class PanopticNet(nn.Module):

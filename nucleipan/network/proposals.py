@@ -27,23 +27,21 @@ Size = Annotated[float, Field(gt=0, le=4096)]
 
 
 class ProposalConfig(BaseModel):
-    """Anchors and how many of them become proposals. The paper's counts are per image; slides have no such thing.
-
-    Attributes:
-        anchor_sizes: side of the square anchor on each level, in pixels of the working grid.
-        anchor_ratios: height over width, at equal area.
-        tried_per_mpx: anchors of each level that are decoded, the best first, per megapixel.
-        kept_per_mpx: proposals after suppression, of all levels, per megapixel.
-        max_iou: of two proposals that overlap more, the better stays.
-    """
+    """Anchors and how many of them become proposals. The paper's counts are per image; slides have no such thing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    anchor_sizes: tuple[Size, Size, Size, Size] = (14.0, 28.0, 56.0, 112.0)
-    anchor_ratios: tuple[Size, ...] = Field((0.5, 1.0, 2.0), min_length=1, max_length=9)
-    tried_per_mpx: int = Field(16_000, gt=0)
-    kept_per_mpx: int = Field(8_000, gt=0)
-    max_iou: float = Field(0.7, gt=0, le=1)
+    anchor_sizes: tuple[Size, Size, Size, Size] = Field(
+        (14.0, 28.0, 56.0, 112.0), description="side of the square anchor on each level, in pixels of the working grid"
+    )
+    anchor_ratios: tuple[Size, ...] = Field(
+        (0.5, 1.0, 2.0), min_length=1, max_length=9, description="height over width, at equal area"
+    )
+    tried_per_mpx: int = Field(
+        16_000, gt=0, description="anchors of each level that are decoded, the best first, per megapixel"
+    )
+    kept_per_mpx: int = Field(8_000, gt=0, description="proposals after suppression, of all levels, per megapixel")
+    max_iou: float = Field(0.7, gt=0, le=1, description="of two proposals that overlap more, the better stays")
 
 
 @dataclass(frozen=True, eq=False)

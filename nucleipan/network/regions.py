@@ -62,41 +62,37 @@ class RegionOutputs:
 
 
 class AttentionConfig(BaseModel):
-    """AUNet's attention between the branches.
-
-    Attributes:
-        width: of the layer between the two convolutions that make a plane.
-        stuff_to_things: also from tissue to nuclei, which the paper leaves out.
-    """
+    """AUNet's attention between the branches."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    width: Width = 64
-    stuff_to_things: bool = False
+    width: Width = Field(64, description="of the layer between the two convolutions that make a plane")
+    stuff_to_things: bool = Field(False, description="also from tissue to nuclei, which the paper leaves out")
 
 
 class RegionNetConfig(BaseModel):
-    """A RegionNet. Defaults are EfficientPS's own numbers, but for the size of what is looked for.
-
-    Attributes:
-        channels: of the pyramid.
-        semantic_channels: of each of the semantic head's four parts.
-        dilations: of the dense prediction cell, (dy, dx).
-        attention: AUNet's; None is EfficientPS.
-    """
+    """A RegionNet. Defaults are EfficientPS's own numbers, but for the size of what is looked for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    head: Literal["mask-rcnn"] = "mask-rcnn"
-    channels: Width = 256
-    semantic_channels: Width = 128
+    head: Literal["mask-rcnn"] = Field("mask-rcnn", description="the instance head, which tells the networks apart")
+    channels: Width = Field(256, description="of the pyramid")
+    semantic_channels: Width = Field(128, description="of each of the semantic head's four parts")
     dilations: tuple[tuple[int, int], ...] = Field(
-        ((1, 6), (1, 1), (6, 21), (18, 15), (6, 3)), min_length=5, max_length=5
+        ((1, 6), (1, 1), (6, 21), (18, 15), (6, 3)),
+        min_length=5,
+        max_length=5,
+        description="of the dense prediction cell, (dy, dx)",
     )
-    proposals: ProposalConfig = ProposalConfig()
-    instances: InstanceConfig = InstanceConfig()
-    attention: AttentionConfig | None = None
-    drop_connect: float = Field(0.1, ge=0, lt=1)
+    proposals: ProposalConfig = Field(ProposalConfig(), description="where a nucleus might be")
+    instances: InstanceConfig = Field(InstanceConfig(), description="box and mask heads")
+    attention: AttentionConfig | None = Field(None, description="AUNet's; null is EfficientPS")
+    drop_connect: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="chance that a crop skips a block of the backbone, rising with depth from 0 to this",
+    )
 
 
 @dataclass(frozen=True, eq=False)

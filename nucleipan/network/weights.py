@@ -60,8 +60,11 @@ class ModelInfo:
 class Model:
     """A network with trained weights and what is known about it.
 
-    A model that came from a file, ``source`` (or the name of an embedded one), is sent to other processes by that name:
-    they load it themselves, once, and refuse another file of the same name.
+    Attributes:
+        info: what the weights file says: name, mpp, margin, classes, licence, what it was trained on, sha256.
+        network: in evaluation mode, ``float[B, 3, H, W]``, RGB in [0, 1], H and W multiples of 32 -> head outputs.
+        source: name of an embedded model or path of the weights file; None if it came from neither. To other
+            processes a model is sent by it: they load it themselves, once, and refuse another file of the same name.
     """
 
     info: ModelInfo
@@ -80,13 +83,18 @@ def embedded_models() -> dict[str, Path]:
 
 
 def model_for(mpp: float) -> str:
-    """The embedded model for slides of ``mpp`` micrometres per pixel: the finest that needs (almost) no enlarging."""
+    """Name of the embedded model for slides of ``mpp`` micrometres per pixel.
+
+    The finest that such a slide feeds without being enlarged, or by a quarter at most; else the coarsest there is.
+    """
     by_mpp = sorted((read_model_info(path).mpp, name) for name, path in embedded_models().items())
     return next((name for model_mpp, name in by_mpp if mpp <= _MAX_ENLARGEMENT * model_mpp), by_mpp[-1][1])
 
 
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
-    """An embedded model by name, or any weights file by path.
+    """An embedded model by name, or any weights file (safetensors) by path, with its network on the CPU.
+
+    Nothing is downloaded and nothing unpickled. Without a name it is the model for 0.5 micrometres per pixel.
 
     Raises:
         ModelError: no such model; or the file is damaged, not ours, newer than this version, or its tensors are

@@ -25,6 +25,9 @@ _TIFFFILE_VENDORS = (None, "aperio", "generic-tiff")
 def open_slide(path: str | Path) -> Slide:
     """Open a whole-slide image, a flat image, a DICOM folder or an OME-Zarr folder.
 
+    Which reader it needs is decided by what is in the file, never by its name. A flat image (PNG, JPEG, TIFF without a
+    pyramid) is a slide of one level. Close it, or use it in a ``with`` block.
+
     Raises:
         SlideError: nothing is there, or no reader can make sense of it; one line that says why.
     """

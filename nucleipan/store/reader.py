@@ -74,30 +74,37 @@ class PanopticStore:
 
     @property
     def classes(self) -> PanopticClasses:
+        """Of the class map and the table; 0 is void."""
         return self.spec.classes
 
     @property
     def mpp(self) -> float:
+        """Micrometres per pixel of the label images."""
         return self.spec.mpp
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width of the finest label images, which span the whole slide."""
         return self.spec.shape
 
     @property
     def level0_per_pixel(self) -> float:
+        """Pixels of the slide's full resolution, in which the table counts, per pixel of the label images."""
         return self.spec.level0_per_pixel
 
     @property
     def slide(self) -> dict[str, Any]:
+        """JSON-ready: name, format, width, height and mpp of full resolution, fingerprint."""
         return self.spec.slide
 
     @property
     def model(self) -> dict[str, Any]:
+        """JSON-ready: name, sha256, licence."""
         return self.spec.model
 
     @property
     def config(self) -> dict[str, Any]:
+        """JSON-ready: version, decoding, backend and options that the result depends on."""
         return self.spec.config
 
     @property

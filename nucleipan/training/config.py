@@ -25,7 +25,9 @@ class _Frozen(BaseModel):
 
 
 class ClassConfig(_Frozen):
-    name: str
+    """A class of your own. Ids count from 1 in the order of the list."""
+
+    name: str = Field(description="what stores, tables and exports call it")
     is_thing: bool = Field(description="a kind of nucleus; else a kind of tissue")
     color: tuple[int, int, int] = Field(description="sRGB, 0-255")
 
@@ -37,7 +39,7 @@ class SourceConfig(_Frozen):
     share of the images (``validation``).
     """
 
-    folder: str
+    folder: str = Field(description="below the run's data_root")
     layout: Layout = Field(description="how the files are laid out; see nucleipan.datasets")
     mpp: float = Field(gt=0, description="micrometres per pixel of the images; for photos 1, in the run's mpp too")
     weight: float = Field(1.0, ge=0, description="share of the crops drawn, relative to the other sources")
@@ -55,22 +57,22 @@ class SourceConfig(_Frozen):
 class ScheduleConfig(_Frozen):
     """AdamW with linear warm-up and a cosine to zero; the weights kept are an exponential moving average."""
 
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, description="of the optimizer")
     batch_size: int = Field(8, gt=0, description="crops per step and device")
-    crop: int = Field(256, ge=64, multiple_of=32)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.02, ge=0)
-    warmup_steps: int = Field(200, ge=0)
-    ema_decay: float = Field(0.998, ge=0, lt=1)
+    crop: int = Field(256, ge=64, multiple_of=32, description="side of a crop, in pixels of the run's mpp")
+    learning_rate: float = Field(1e-3, gt=0, description="at its highest, after the warm-up")
+    weight_decay: float = Field(0.02, ge=0, description="of AdamW; biases and BatchNorm's parameters have none")
+    warmup_steps: int = Field(200, ge=0, description="steps until the learning rate is at its highest")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="share of the average that a step leaves as it was")
     frozen_norm: bool = Field(
         False,
         description="BatchNorm goes by the initial weights' statistics, as it will when the model is used, instead of "
         "each batch's; for fine-tuning with small batches",
     )
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(50, gt=0)
-    checkpoint_every: int = Field(500, gt=0)
-    validate_every: int = Field(500, gt=0)
+    seed: int = Field(0, ge=0, description="of first weights, crops, augmentation and what is dropped at random")
+    log_every: int = Field(50, gt=0, description="steps between lines of log.jsonl")
+    checkpoint_every: int = Field(500, gt=0, description="steps between states that an interrupted run continues from")
+    validate_every: int = Field(500, gt=0, description="steps between validations on validate_on")
     early_stopping: int | None = Field(
         None, gt=0, description="stop after so many validations without a better mean PQ, and keep the best weights"
     )
@@ -80,21 +82,23 @@ class ScheduleConfig(_Frozen):
 
 
 class AugmentationConfig(_Frozen):
+    """What is changed at random in a crop, besides flips and quarter turns. Chances are per crop."""
+
     scale: tuple[float, float] = Field((0.7, 1.4), description="range of the random change of scale")
     elastic: float = Field(0.0, ge=0, le=1, description="chance of a smooth random deformation")
     stain: float = Field(0.25, ge=0, description="spread of the stain jitter in optical density")
     low_resolution: float = Field(0.1, ge=0, le=1, description="chance of being seen as if scanned coarser")
-    blur: float = Field(0.1, ge=0, le=1)
-    noise: float = Field(0.15, ge=0, le=1)
+    blur: float = Field(0.1, ge=0, le=1, description="chance of being out of focus")
+    noise: float = Field(0.15, ge=0, le=1, description="chance of Gaussian noise")
     jpeg: float = Field(0.15, ge=0, le=1, description="chance of JPEG artefacts")
 
 
 class LossConfig(_Frozen):
     """Weights of the terms. Those that only a network of regions has count once each; ``offsets`` it has not."""
 
-    semantic: float = Field(1.0, ge=0)
-    mask: float = Field(1.0, ge=0)
-    offsets: float = Field(3.0, ge=0)
+    semantic: float = Field(1.0, ge=0, description="weight of the class of every pixel")
+    mask: float = Field(1.0, ge=0, description="weight of what is a nucleus and what is none")
+    offsets: float = Field(3.0, ge=0, description="weight of the way to the centre of the nucleus")
     thing_pixel: float = Field(3.0, gt=0, description="weight of a nucleus pixel in the semantic loss")
     hardest: float = Field(1.0, gt=0, le=1, description="share of the pixels, the worst, that the semantic loss is of")
 
@@ -107,10 +111,10 @@ class TrainConfig(_Frozen):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the weights file")
-    data_root: Path
+    data_root: Path = Field(description="folder that the sources' folders are in; relative paths count from the file")
     splits: Path | None = Field(None, description="JSON: folder -> {train: [names], val: [names]}")
     validation: float = Field(0.2, ge=0, lt=1, description="share of a source's images to validate on, without splits")
-    output: Path
+    output: Path = Field(description="folder for checkpoints, logs and the weights that come out")
     initial_weights: str = Field(
         "imagenet",
         description="imagenet, random, the name of an embedded model, or a weights file: what fits by name and shape",
@@ -123,18 +127,18 @@ class TrainConfig(_Frozen):
         description="parts of the network, such as instance_head; the others stay as they are (none named: all train)",
     )
     licence: str = Field("not stated", description="terms of the trained weights")
-    classes: tuple[ClassConfig, ...] | None = None
+    classes: tuple[ClassConfig, ...] | None = Field(None, description="your own classes")
     classes_from: Path | None = Field(None, description="instead, a COCO panoptic JSON: its categories are the classes")
     mpp: float | None = Field(None, gt=0, description="micrometres per pixel the network works at")
-    network: NetworkConfig | None = None
-    decode: DecodeConfig | None = None
+    network: NetworkConfig | None = Field(None, description="its instance head and its size")
+    decode: DecodeConfig | None = Field(None, description="how the network's outputs become nuclei and tissue")
     calibrate: bool = Field(
         True, description="when training ends, fit the score of nuclei, and the least one kept, on training images"
     )
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    augmentation: AugmentationConfig = AugmentationConfig()
-    loss: LossConfig = LossConfig()
-    schedule: ScheduleConfig
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="the data sets")
+    augmentation: AugmentationConfig = Field(AugmentationConfig(), description="random changes of the crops")
+    loss: LossConfig = Field(LossConfig(), description="weights of the loss's terms")
+    schedule: ScheduleConfig = Field(description="steps, batches, learning rate, validation")
     validate_on: tuple[str, ...] = Field((), description="sources with nuclei whose val images are scored")
 
     @model_validator(mode="after")

@@ -20,25 +20,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class VotingConfig(BaseModel):
-    """Sizes in pixels of the working grid.
-
-    Attributes:
-        jumps: how often a pixel follows the offset of where it is; a jump off all nuclei is its last.
-        peak_radius: two centres are at least this far apart (in y or in x).
-        reach: how far from its centre a pixel may land.
-        min_votes: how high a centre must be, as the number of votes that reach it when all land in one point.
-        min_area: smaller instances are dropped, in pixels.
-        threshold: nucleus logit above which a pixel votes.
-    """
+    """Centre voting. Sizes are in pixels of the working grid."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    jumps: int = Field(3, ge=1, le=16)
-    peak_radius: int = Field(4, ge=1, le=64)
-    reach: int = Field(6, ge=1, le=64)
-    min_votes: int = Field(3, ge=1)
-    min_area: int = Field(20, ge=1)
-    threshold: float = 0.0
+    jumps: int = Field(
+        3,
+        ge=1,
+        le=16,
+        description="how often a pixel follows the offset of where it is; a jump off all nuclei is its last",
+    )
+    peak_radius: int = Field(4, ge=1, le=64, description="two centres are further apart than this, in y or in x")
+    reach: int = Field(6, ge=1, le=64, description="how far from its centre a pixel may land")
+    min_votes: int = Field(
+        3, ge=1, description="how high a centre must be: as many votes as reach it when all land in one point"
+    )
+    min_area: int = Field(20, ge=1, description="smaller instances are dropped, in pixels")
+    threshold: float = Field(0.0, description="nucleus logit above which a pixel votes")
 
     @property
     def min_score(self) -> int:
