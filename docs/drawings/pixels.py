@@ -128,7 +128,7 @@ def _legend(c: Canvas, grid: TileGrid) -> None:
     c.lines(
         (x, 214),
         f"all cores {core.width} x {core.height}, divided evenly",
-        "all start at multiples of 32",
+        "all start at multiples of 64",
         f"{grid.redundancy:.2f} pixels computed for each kept",
         fill=SOFT, font_size=12,
     )  # fmt: skip

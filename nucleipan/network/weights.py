@@ -62,7 +62,7 @@ class Model:
 
     Attributes:
         info: what the weights file says: name, mpp, margin, classes, licence, what it was trained on, sha256.
-        network: in evaluation mode, ``float[B, 3, H, W]``, RGB in [0, 1], H and W multiples of 32 -> head outputs.
+        network: in evaluation mode, ``float[B, 3, H, W]``, RGB in [0, 1], H and W multiples of 64 -> head outputs.
         source: name of an embedded model or path of the weights file; None if it came from neither. To other
             processes a model is sent by it: they load it themselves, once, and refuse another file of the same name.
     """
