@@ -9,7 +9,7 @@ head trained at that scale, and their last features, logit and offsets are furth
       |                           +-----> instance head --> nucleus logit, offsets
       +--half--> coarse backbone --> coarse head --^  (features at stride 4, answers at stride 2)
 
-The coarse half and what the fine head makes of it are 29 % more arithmetic. It is trained beforehand and stays as it is.
+The coarse half is trained beforehand and stays as it is. With it, there is 29 % more arithmetic.
 """
 
 from __future__ import annotations
