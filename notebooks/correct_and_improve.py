@@ -135,7 +135,7 @@ name: improved
 initial_weights: nucleipan-fast
 data_root: .
 output: run
-schedule: {{steps: 1000, learning_rate: 0.001, warmup_steps: 10}}
+schedule: {{steps: 1000, frozen_norm: true, learning_rate: 0.001, warmup_steps: 10}}
 {sources}""")
 weights = train_model(load_train_config(folder / "improved.yaml", SETTINGS))
 

@@ -72,7 +72,7 @@ classes:
   - {name: epithelial cell, is_thing: true, color: [230, 60, 60]}
   - {name: immune cell, is_thing: true, color: [70, 70, 220]}
   - {name: other cell, is_thing: true, color: [40, 160, 70]}
-schedule: {steps: 1000, learning_rate: 0.001, warmup_steps: 10, log_every: 5}
+schedule: {steps: 1000, frozen_norm: true, learning_rate: 0.001, warmup_steps: 10, log_every: 5}
 sources:
   - folder: mine
     layout: nuclei
@@ -90,7 +90,8 @@ configuration
 # ## Train
 #
 # Everything is read and checked before the first step. A run that is interrupted goes on with the same cell to the
-# same result; one that is finished is there at once.
+# same result. `frozen_norm` keeps the statistics that the initial weights come with; those of four images would be
+# noisy.
 
 # %%
 weights = train_model(load_train_config(configuration, SETTINGS))
