@@ -35,7 +35,7 @@ BRIEF = {
     "fine_tune": f"SIDE = 192\n{_TWO_STEPS}",
     "compare_models": "N_IMAGES, SIDE = 3, 192",
     "correct_and_improve": f"SHAPE, FIELD = (256, 256), Box(0, 0, 192, 192)\n{_TWO_STEPS}",
-    "on_a_cluster": "TILE = 256",
+    "on_a_cluster": "TILE, N_WORKERS = 256, 1",
 }
 
 
@@ -58,7 +58,7 @@ def executed(name: str, folder: Path) -> Any:
     notebook = generated(name)
     after = 1 + next(k for k, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
     notebook.cells.insert(after, nbformat.v4.new_code_cell(BRIEF[name]))
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
     return client.execute()
 
 
