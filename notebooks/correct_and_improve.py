@@ -38,6 +38,7 @@ from nucleipan.edits import (
 from nucleipan.synthetic import SyntheticScene, write_slide, write_truth
 
 # %% tags=["parameters"]
+FOLDER = Path("demo/correct_and_improve")
 SHAPE = (1024, 1024)
 FIELD = Box(256, 256, 768, 768)  # what the pathologist looks through
 SETTINGS = ["schedule.steps=100", "schedule.batch_size=4"]
@@ -45,10 +46,11 @@ SETTINGS = ["schedule.steps=100", "schedule.batch_size=4"]
 # %% [markdown]
 # ## What the model finds
 #
-# Everything goes into a new folder, so that each run of the notebook starts without corrections.
+# Each run of the notebook works in a new folder, and so starts without corrections.
 
 # %%
-folder = Path(tempfile.mkdtemp(prefix="correct-and-improve-"))
+FOLDER.mkdir(parents=True, exist_ok=True)
+folder = Path(tempfile.mkdtemp(dir=FOLDER))
 scene = SyntheticScene(SHAPE, seed=2)
 write_slide(scene, folder / "slide.tif")
 model = load_model("nucleipan-fast")
