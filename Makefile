@@ -1,6 +1,7 @@
 # make demo   set up, fetch a slide, segment it; results in demo/
 # make test   set up, then all checks and tests
 # make docs   set up, then build the documentation; docs/_build/html/index.html
+# make notebooks   each notebooks/*.ipynb from its .py
 #
 # A virtual environment is made in $(VENV) and kept; packages are installed again only when what is required has
 # changed. Everything can be overridden: make test PYTHON=python3.12 VENV=/tmp/venv PYTEST_ARGS="-n 8 -k stitch"
@@ -20,7 +21,7 @@ XVFB = xvfb xauth libdbus-1-3 libegl1 libgl1 libxcb-cursor0 libxcb-icccm4 libxcb
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs format
+.PHONY: help demo test check docs format notebooks
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -75,3 +76,7 @@ docs: $(VENV)/.installed-docs
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# --update keeps what identifies a cell, so that only what has changed differs.
+notebooks: $(VENV)/.installed-test
+	$(BIN)/jupytext --quiet --update --set-kernel python3 --to ipynb notebooks/*.py

@@ -338,6 +338,16 @@ def test_a_killed_run_continues_to_the_same_losses(data, tmp_path):
     assert score["val/pq"] == score["val/nuclei pq"]
 
 
+def test_frozen_norm_keeps_the_statistics_of_the_initial_weights(data, tmp_path):
+    changes = ["schedule.frozen_norm=true", "schedule.validate_every=2"]
+    config = load_train_config(write_config(data, tmp_path), changes)
+    before = build_start(config).network.state_dict()
+    trained = load_file(train_model(config, "cpu"))
+    statistics = [k for k in before if k.endswith(("running_mean", "running_var"))]
+    assert len(statistics) > 10
+    assert [k for k in statistics if not torch.equal(trained[k], before[k])] == []
+
+
 def test_another_run_is_not_continued(data, tmp_path):
     path = write_config(data, tmp_path, validate_on=[])
     train_model(load_train_config(path, ["schedule.steps=1"]), "cpu")

@@ -44,6 +44,7 @@ class PanopticTraining(pl.LightningModule):
         self.network = start.network
         self._segmenter: Segmenter | None = None
         self._scores: dict[str, list[tuple[float, float, float]]] = {}
+        self.train()  # Lightning keeps the modes that it finds
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         schedule = self.config.schedule
