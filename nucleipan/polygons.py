@@ -34,14 +34,15 @@ def trace(mask: np.ndarray, origin: tuple[int, int] = (0, 0), scale: float = 1.0
 
 
 def trace_labels(
-    labels: np.ndarray, bboxes: np.ndarray, origin: tuple[int, int] = (0, 0), scale: float = 1.0
+    labels: np.ndarray, bboxes: np.ndarray, origin: tuple[int, int] | np.ndarray = (0, 0), scale: float = 1.0
 ) -> np.ndarray:
     """Outlines of all instances of a label plane.
 
     Args:
         labels: int32[h, w], instances 1..n, each with at least one pixel.
         bboxes: int32[n, 4], half-open y0, x0, y1, x1 of instance ``i + 1`` in the plane.
-        origin: row and column of the plane's first pixel in the grid the polygons are wanted in.
+        origin: row and column of the plane's first pixel in the grid the polygons are wanted in; int[n, 2] where
+            each instance has its own.
         scale: factor on all coordinates, after the origin.
 
     Returns:
@@ -51,11 +52,12 @@ def trace_labels(
         return np.empty(0, object)
     points, ring_ends, n_rings, n_outers = _trace_all(labels, bboxes)
     starts = np.concatenate([[0], ring_ends])
-    coordinates = (points * 0.5 + (origin[1], origin[0])) * scale
     of_instance = np.concatenate([[0], np.cumsum(n_rings)])
+    origins = np.broadcast_to(origin, (len(bboxes), 2))
+    coordinates = (points * 0.5 + np.repeat(origins[:, ::-1], np.diff(starts[of_instance]), axis=0)) * scale
     polygons = shapely.from_ragged_array(shapely.GeometryType.POLYGON, coordinates, (starts, of_instance))
     for i in np.flatnonzero(n_outers > 1):  # rare: an instance in pieces
-        polygons[i] = _trace_largest(labels, bboxes[i], int(i) + 1, origin, scale)
+        polygons[i] = _trace_largest(labels, bboxes[i], int(i) + 1, (int(origins[i, 0]), int(origins[i, 1])), scale)
     return polygons
 
 
