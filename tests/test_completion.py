@@ -98,6 +98,13 @@ def test_only_what_a_neighbour_covers_is_filled() -> None:
         assert not (mask & (apart == 0)).any(), label
 
 
+def test_what_is_mostly_hidden_is_not_guessed() -> None:
+    under, over = disc(30, 22, 12), disc(30, 29, 12)
+    labels = np.where(over, 2, under)
+    assert 0.3 < iou(labels == 1, under) < 0.45
+    assert completed(labels) == {}
+
+
 def test_the_plane_around_does_not_matter() -> None:
     labels = np.where(disc(30, 38, 12), 2, disc(30, 22, 12))
     expected = completed(labels)[1]
@@ -137,7 +144,7 @@ def test_stores_keep_them_beside_the_visible_ones(tmp_path: Path) -> None:
             continue
         visible, whole = shapely.from_wkb([row["geometry"], row["completed_geometry"]])
         assert whole.is_valid
-        assert visible.difference(whole).area < 0.02 * visible.area  # corners may be cut differently
+        assert visible.difference(whole).area < 0.04 * visible.area  # corners may be cut differently
         assert whole.area > 1.03 * visible.area
         y, x = np.nonzero(shapely.contains_xy(whole, *np.meshgrid(np.arange(320) * 2 + 1, np.arange(300) * 2 + 1)))
         assert (ids[y, x] > 0).all(), "what is added is a neighbour's"

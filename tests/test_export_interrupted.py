@@ -18,6 +18,7 @@ from nucleipan.geometry import Box
 from nucleipan.stitch import StitchContext
 from nucleipan.store import PanopticStore
 from nucleipan.store.arrays import StoredArray
+from nucleipan.store.checksums import write_checksums
 from nucleipan.tiles import TileGrid
 
 SHAPE = (150, 1100)  # two levels of several shards each, and six row groups
@@ -51,6 +52,7 @@ def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         from test_export_dicom import make_case
 
         case = make_case(folder, shape=(280, 300))
+        write_checksums(case.store.path)  # the slide was entered after it was published
         return Export(request.param, case.store, ExportOptions(slide=case.slide))
     context = StitchContext(TileGrid(SHAPE, Box.of_shape(SHAPE), 256, 64, 1), 2.0)
     store, _ = stitch_oracle(folder / "slide.ome.zarr", random_truth(SHAPE, 300), context)

@@ -79,7 +79,7 @@ def test_known_shapes() -> None:
     assert rectangle.area == 11.5
     y, x = np.mgrid[-20:21, -20:21]
     diagonal = trace(abs(y) + abs(x) < 20)
-    assert len(diagonal.exterior.coords) == 9  # staircases become straight, tips are cut
+    assert len(diagonal.exterior.coords) == 5  # staircases become straight
 
 
 def test_origin_and_scale() -> None:
@@ -109,7 +109,7 @@ def test_polygons_of_nuclei_differ_little_from_their_masks() -> None:
             polygon = trace(mask)
             ious.append(area_iou(polygon, mask))
             is_smooth.append(polygon.area == mask.sum() - 0.5 + 0.5 * len(polygon.interiors))
-    assert len(ious) > 100
+    assert len(ious) > 60
     assert min(ious) >= 0.95
     assert np.mean(is_smooth) > 0.7
 

@@ -10,7 +10,9 @@ it most plausibly has under that neighbour is the rest of its hull, and of the e
      ###oo.           #####.            ######        lies over it, a nucleus is what is seen of it. The hull alone is
      .##oo.           .###..            .####.        too small: what lies beyond the chord of a dent is missing.
 
-What is looked at lies within the nucleus's own box, grown by half of its longer side.
+What is looked at lies within the nucleus's own box, grown by half of its longer side. Of a nucleus in pieces that stay
+apart, the piece around the largest is kept. If less than half of the result is visible, too little is seen to tell, and
+the nucleus is not completed.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+from scipy import ndimage
 
 from nucleipan.measure.ellipses import fit_ellipses
 from nucleipan.measure.shape import NO_POINT, hull_ends
 
 _DENT, _DENT_PX = 0.03, 5
 _MOST_TOUCHING = 8
+_LEAST_VISIBLE = 0.5
 # Larger ellipses, in hulls, follow the noise of a short border.
 _LARGEST = 2.0
 
@@ -64,10 +68,18 @@ def complete_covered(labels: np.ndarray, numbers: np.ndarray, bboxes: np.ndarray
     ends = np.cumsum(heights)
     placed = np.stack([ends - heights, np.zeros_like(ends), ends, widths], 1).astype(np.int32)
     shapes = np.zeros((int(heights.sum()), int(widths.max(initial=0))), np.int32)
+    kept: list[int] = []
     for k in range(len(index)):
         y0, _, y1, x1 = placed[k]
-        _paint(labels, numbers[k], bboxes[k], windows[k], coverers[k], conics[k], shapes[y0:y1, :x1], k + 1)
-    return Completed(index, shapes, placed, windows[:, :2] - placed[:, :2])
+        shape, (top, left, bottom, right) = shapes[y0:y1, :x1], windows[k]
+        visible = labels[top:bottom, left:right] == numbers[k]
+        _paint(labels, numbers[k], bboxes[k], windows[k], coverers[k], conics[k], shape, len(kept) + 1)
+        _keep_main_piece(shape, visible)
+        if visible.sum() >= _LEAST_VISIBLE * np.count_nonzero(shape):
+            kept.append(k)
+        else:
+            shape[:] = 0
+    return Completed(index[kept], shapes, placed[kept], windows[kept, :2] - placed[kept, :2])
 
 
 def _windows(bboxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -75,6 +87,15 @@ def _windows(bboxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     more = np.maximum(bboxes[:, 2] - bboxes[:, 0], bboxes[:, 3] - bboxes[:, 1])[:, None] // 2
     lower, upper = np.maximum(bboxes[:, :2] - more, 0), np.minimum(bboxes[:, 2:] + more, shape)
     return np.concatenate([lower, upper], 1).astype(np.int32)
+
+
+def _keep_main_piece(shape: np.ndarray, visible: np.ndarray) -> None:
+    """Of a shape in several pieces, leave the one that holds the largest piece of what is visible (8-connected)."""
+    pieces, n_pieces = ndimage.label(shape, np.ones((3, 3)))
+    if n_pieces > 1:
+        parts, _ = ndimage.label(visible, np.ones((3, 3)))
+        largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+        shape[pieces != pieces[parts == largest][0]] = 0
 
 
 @numba.njit(cache=True, nogil=True)
