@@ -195,28 +195,3 @@ def test_a_region_outside_is_refused(store: PanopticStore, tmp_path: Path, roi: 
     with pytest.raises(RegionError):
         export_cityscapes(store, tmp_path / "out", ExportOptions(roi))
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("failure", "expected"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, DataError)])
-@pytest.mark.usefixtures("small_tiles")
-def test_an_export_that_fails_leaves_nothing(
-    store: PanopticStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    failure: type[BaseException],
-    expected: type[BaseException],
-) -> None:
-    save, saved = cityscapes._save, []
-
-    def fails_late(plane: np.ndarray, base: Path, kind: str) -> str:
-        if len(saved) == 3:
-            raise failure
-        saved.append(save(plane, base, kind))
-        assert base.with_name(saved[-1]).exists()
-        return saved[-1]
-
-    monkeypatch.setattr(cityscapes, "_save", fails_late)
-    with pytest.raises(expected):
-        export_cityscapes(store, tmp_path / "out", EVERYTHING)
-    assert len(saved) == 3
-    assert list(tmp_path.iterdir()) == []

@@ -308,31 +308,6 @@ def test_a_region_outside_is_refused(store: PanopticStore, tmp_path: Path, roi: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("failure", "expected"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, DataError)])
-@pytest.mark.usefixtures("small_tiles")
-def test_an_export_that_fails_leaves_nothing(
-    store: PanopticStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    failure: type[BaseException],
-    expected: type[BaseException],
-) -> None:
-    save, saved = coco._save_ids, []
-
-    def fails_late(ids: np.ndarray, path: Path) -> None:
-        if len(saved) == 3:
-            raise failure
-        save(ids, path)
-        saved.append(path)
-        assert path.exists()
-
-    monkeypatch.setattr(coco, "_save_ids", fails_late)
-    with pytest.raises(expected):
-        export_coco(store, tmp_path / "out", EVERYTHING)
-    assert len(saved) == 3
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_is_there_is_not_replaced(store: PanopticStore, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="exists already"):

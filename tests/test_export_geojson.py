@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -275,19 +275,6 @@ def test_a_part_without_anything_is_an_empty_collection(store: PanopticStore, tm
 
 
 # -- What goes wrong ----------------------------------------------------------------------------------------------
-
-
-def test_an_export_that_fails_leaves_nothing(
-    store: PanopticStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def one_then_none(*args: object) -> Iterator[pa.Table]:
-        yield store.nuclei().slice(0, 5)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(geojson, "nuclei_in", one_then_none)
-    with pytest.raises(KeyboardInterrupt):
-        export_geojson(store, tmp_path / "a.geojson")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_missing(store: PanopticStore, tmp_path: Path) -> None:

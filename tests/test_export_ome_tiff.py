@@ -16,7 +16,7 @@ import zarr
 from stitch_oracle import random_truth, stitch_oracle
 
 from nucleipan.classes import DEFAULT_CLASSES, PanopticClass, PanopticClasses
-from nucleipan.errors import DataError, RegionError, StoreError
+from nucleipan.errors import RegionError, StoreError
 from nucleipan.exports import ExportOptions, ome_tiff
 from nucleipan.exports.ome_tiff import export_ome_tiff
 from nucleipan.geometry import Box
@@ -224,34 +224,6 @@ def test_every_pixel_is_read_once_in_tiles(
 
 
 # Failures
-
-
-@pytest.mark.parametrize(("failure", "expected"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, DataError)])
-@pytest.mark.parametrize("at_level", [0, 2])
-def test_an_export_that_fails_leaves_nothing(
-    store: PanopticStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    failure: type[BaseException],
-    expected: type[BaseException],
-    at_level: int,
-) -> None:
-    class_map, began = PanopticStore.class_map, []
-
-    def fails_late(self: PanopticStore, box: Box, level: int = 0) -> np.ndarray:
-        began.extend(path.name for path in tmp_path.iterdir())
-        if level == at_level and box.x0 > 0:
-            raise failure
-        return class_map(self, box, level)
-
-    monkeypatch.setattr(PanopticStore, "class_map", fails_late)
-    # Smaller tiles, so that the coarsest level has several.
-    monkeypatch.setattr(ome_tiff, "_TILE", 256)
-    with pytest.raises(expected):
-        export_ome_tiff(store, tmp_path / "a.ome.tiff", EVERYTHING)
-    assert began
-    assert "a.ome.tiff" not in began
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_there_stays_until_the_new_one_is_whole(

@@ -127,6 +127,19 @@ def test_contested_pixels_go_to_the_first(tmp_path: Path) -> None:
     assert (ids[20:30, 55:63] == 2).all()
 
 
+def test_what_a_nucleus_loses_at_a_seam_completes_it(tmp_path: Path) -> None:
+    first, second = rect(20, 36, 30, 55), rect(24, 49, 40, 63)
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): [[first]], (0, 1): [[second]]})
+    assert (summary.n_nuclei, summary.n_contested) == (2, 1)
+    table = store.nuclei(["is_completed", "completed_geometry", "geometry"]).to_pylist()
+    assert [row["is_completed"] for row in table] == [False, True]
+    visible, whole = shapely.from_wkb([table[1]["geometry"], table[1]["completed_geometry"]])
+    assert whole.contains(visible)
+    corner = shapely.box(49, 24, 55, 30)
+    assert whole.intersection(corner).area > 0.4 * corner.area
+    assert whole.difference(visible.union(corner)).area < 0.05 * corner.area
+
+
 def test_a_nucleus_that_loses_every_pixel_disappears(tmp_path: Path) -> None:
     above = [[rect(40, 10, 55, 20)], [rect(40, 20, 55, 30)]]
     store, summary = stitch_views(

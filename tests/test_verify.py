@@ -23,7 +23,7 @@ from stitch_oracle import random_truth, stitch_oracle
 from nucleipan.cli import main
 from nucleipan.edits import EditLog, delete_nuclei
 from nucleipan.errors import StoreError
-from nucleipan.exports import OF_RESULTS, ExportOptions, export_store
+from nucleipan.exports import FORMATS, OF_RESULTS, ExportOptions, export_store
 from nucleipan.geometry import Box
 from nucleipan.stitch import StitchContext
 from nucleipan.store import CHECKSUMS, PanopticStore, damaged_files, read_checksums, refuse_damaged
@@ -517,6 +517,25 @@ def test_a_list_that_was_written_is_missed(store: Path) -> None:
 # Exports and the command line
 
 
+class Cli:
+    """Runs command lines in this process; gives exit code, stdout and stderr."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["nucleipan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = self._capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys)
+
+
 def flip_one(path: Path) -> None:
     flip(path, 8 * (path.stat().st_size // 2) + 3)
 
@@ -534,6 +553,51 @@ def test_no_format_is_written_from_a_damaged_store(
     with pytest.raises(StoreError, match=file):
         export_store(opened, name, out, ExportOptions())
     assert not out.parent.exists()
+
+
+def rename_unfinished(store: Path) -> Path:
+    return store.rename(store.with_name(store.name + ".partial"))
+
+
+def leave_unfinished(store: Path) -> Path:
+    rename_unfinished(store)
+    return store
+
+
+def make_newer(store: Path) -> Path:
+    document = json.loads((store / "zarr.json").read_text())
+    document["attributes"]["nucleipan"]["version"] = 99
+    (store / "zarr.json").write_text(json.dumps(document))
+    return store
+
+
+def make_foreign(store: Path) -> Path:
+    document = json.loads((store / "zarr.json").read_text())
+    del document["attributes"]["nucleipan"]
+    (store / "zarr.json").write_text(json.dumps(document))
+    return store
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (rename_unfinished, "is an unfinished run; segment the slide again to resume it"),
+        (leave_unfinished, "is not finished; segment the slide again to resume it"),
+        (make_newer, "store version 99 is newer than 1; update nucleipan to read it"),
+        (make_foreign, "was not written by nucleipan"),
+    ],
+)
+def test_no_format_is_written_from_what_is_no_finished_store(
+    cli: Cli, store: Path, name: str, change: Callable[[Path], Path], said: str
+) -> None:
+    out = store.parent / "out"
+    out.mkdir()
+    code, printed, err = cli("export", change(store), "--format", name, "--out", out / "nuclei", "--slide", store)
+    assert (code, printed) == (1, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert list(out.iterdir()) == []
 
 
 def test_an_export_stops_at_a_chunk_that_cannot_be_decoded(store: Path) -> None:
@@ -555,25 +619,6 @@ def test_spatialdata_too_stops_there(store: Path) -> None:
     with pytest.raises(StoreError, match=f"{SHARD}: is damaged"):
         export_store(PanopticStore.open(store), "spatialdata", store.parent / "out" / "nuclei")
     assert list((store.parent / "out").iterdir()) == []
-
-
-class Cli:
-    """Runs command lines in this process; gives exit code, stdout and stderr."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["nucleipan", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = self._capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
 
 
 def test_the_command_says_what_is_sound(cli: Cli, sound: Path, store: Path) -> None:

@@ -40,7 +40,7 @@ class NucleiTable:
         self._file = pq.ParquetFile(store.path / "nuclei.parquet", memory_map=True)
         groups = range(self._file.num_row_groups)
         self._last_ids = np.cumsum([self._file.metadata.row_group(k).num_rows for k in groups])
-        self._scalars = [name for name in self._file.schema_arrow.names if name != "geometry"]
+        self._scalars = [field.name for field in self._file.schema_arrow if not pa.types.is_binary(field.type)]
         self._row_group = lru_cache(4)(self._read_row_group)
         ids = store.nuclei(["id"])["id"].to_numpy()
         if not np.array_equal(ids, np.arange(1, len(ids) + 1)):

@@ -1,7 +1,8 @@
 """The table of nuclei with edits: rows of the original that still hold, and rows measured anew.
 
 Class, area, shape, place, outline and tissue follow from pixels and are measured as the original's were. What would
-need the slide or the network again is null: a number that is missing is better than one of another nucleus.
+need the slide or the network again is null: a number that is missing is better than one of another nucleus. So is the
+whole shape of a nucleus that was drawn anew: whoever drew it has seen what it is.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class _Measured:
         self._originals, self.patch = originals, patch
 
     def row(self, wanted: Sequence[str]) -> dict[str, Any]:
-        row = self._place
+        row = self._place | {"is_completed": False}
         if "geometry" in wanted:
             row = row | {"geometry": self._outline}
         if not _SHAPE.keys().isdisjoint(wanted):

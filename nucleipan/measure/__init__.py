@@ -5,6 +5,7 @@ a tile was cut or in which order pixels were visited. Lengths are in pixels of t
 """
 
 from nucleipan.measure.borders import distance_to_other_class
+from nucleipan.measure.completion import Completed, complete_covered
 from nucleipan.measure.neighbours import distance_to_nearest
 from nucleipan.measure.shape import SHAPE_COLUMNS, measure_shapes
 from nucleipan.measure.stains import STAIN_COLUMNS, STAIN_VECTORS, Rings, measure_stains
@@ -13,7 +14,9 @@ __all__ = [
     "SHAPE_COLUMNS",
     "STAIN_COLUMNS",
     "STAIN_VECTORS",
+    "Completed",
     "Rings",
+    "complete_covered",
     "distance_to_nearest",
     "distance_to_other_class",
     "measure_shapes",

@@ -20,7 +20,8 @@ from nucleipan.measure.moments import covariance
 #: pi/2, from the y axis to the major axis, counter-clockwise as seen on the screen; -pi/4 where no axis is longer.
 SHAPE_COLUMNS = ("perimeter", "axis_major_length", "axis_minor_length", "eccentricity", "orientation", "solidity")
 
-_NO_POINT = -(2**60)
+NO_POINT = -(2**60)
+"""How far a row without a pixel reaches, for ``hull_ends``."""
 
 
 def measure_shapes(labels: np.ndarray, bboxes: np.ndarray) -> np.ndarray:
@@ -55,7 +56,7 @@ def _measure_all(labels: np.ndarray, bboxes: np.ndarray, mask: np.ndarray, talle
         shapes[k, 0] = _perimeter(mask, border, h, w)
         shapes[k, 1:5] = _axes(yy, yx, xx)
         for side in range(2):
-            _hull_ends(ends[side, :h], outline, chain, half_widths[side])
+            hull_ends(ends[side, :h], outline, chain, half_widths[side])
         shapes[k, 5] = n / _hull_area(half_widths, h)
     return shapes
 
@@ -82,8 +83,8 @@ def _scan(labels, bbox, label, mask, ends):
                 row_n += 1
                 row_x += x
                 row_xx += x * x
-        ends[0, y] = -first if row_n else _NO_POINT
-        ends[1, y] = last if row_n else _NO_POINT
+        ends[0, y] = -first if row_n else NO_POINT
+        ends[1, y] = last if row_n else NO_POINT
         n += row_n
         sum_y += y * row_n
         sum_yy += y * y * row_n
@@ -128,8 +129,11 @@ def _axes(yy, yx, xx):
 
 
 @numba.njit(cache=True, nogil=True)
-def _hull_ends(ends: np.ndarray, outline: np.ndarray, chain: np.ndarray, hull: np.ndarray) -> None:
+def hull_ends(ends: np.ndarray, outline: np.ndarray, chain: np.ndarray, hull: np.ndarray) -> None:
     """One side of the convex hull: for each row, the last column whose centre it holds.
+
+    ``ends`` int64[h] are the last columns of the rows, ``NO_POINT`` where a row has none; for the other side both are
+    negated. ``outline`` and ``chain`` are room for 2h + 1 numbers.
 
     A pixel counts as the diamond of its four edge middles, as in ``skimage.morphology.convex_hull_image``. In units
     of half a pixel, ``outline`` is how far those points reach on each line: 2i + 1 is the middle of row i, 2i its
@@ -138,12 +142,12 @@ def _hull_ends(ends: np.ndarray, outline: np.ndarray, chain: np.ndarray, hull: n
     h = len(ends)
     for i in range(h):
         outline[2 * i + 1] = 2 * ends[i] + 1
-        outline[2 * i] = 2 * max(ends[i], ends[i - 1] if i else _NO_POINT)
+        outline[2 * i] = 2 * max(ends[i], ends[i - 1] if i else NO_POINT)
     outline[2 * h] = 2 * ends[h - 1]
     n = 0
     for line in range(2 * h + 1):
         reach = outline[line]
-        if reach <= _NO_POINT:
+        if reach <= NO_POINT:
             continue
         while n > 1:
             a, b = chain[n - 2], chain[n - 1]
@@ -156,7 +160,7 @@ def _hull_ends(ends: np.ndarray, outline: np.ndarray, chain: np.ndarray, hull: n
     for i in range(h):
         line = 2 * i + 1
         if not chain[0] < line < chain[n - 1]:
-            hull[i] = _NO_POINT
+            hull[i] = NO_POINT
             continue
         while chain[at + 1] < line:
             at += 1

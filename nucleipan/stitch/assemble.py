@@ -172,6 +172,6 @@ def _summary(candidates: Candidates, resolution: Resolution) -> StitchSummary:
         n_tiles=len(candidates.tiles),
         n_cut=int(candidates.is_cut[nuclei].sum()),
         n_seam=int((~candidates.is_owned[nuclei]).sum()),
-        n_contested=len(resolution.new_outlines) + n_vanished,
+        n_contested=len(resolution.remainders) + n_vanished,
         n_vanished=n_vanished,
     )

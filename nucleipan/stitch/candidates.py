@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+import numba
 import numpy as np
 
 from nucleipan.geometry import Box
@@ -40,9 +41,32 @@ class Candidates:
     is_cut: np.ndarray
     best_thing: np.ndarray
 
+    def near(self, box: Box) -> np.ndarray:
+        """Indices of the tiles that can paint a pixel of ``box``, in raster order."""
+        is_near = (self.reach[:, :2] < (box.y1, box.x1)).all(1) & (self.reach[:, 2:] > (box.y0, box.x0)).all(1)
+        return np.flatnonzero(is_near)
+
     def label(self, candidate: int) -> int:
         """Value of a candidate in its tile's instance plane."""
         return int(candidate - self.start[self.tile_of[candidate]]) + 1
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Which nuclei claim a pixel: of all that do, the one with the smallest rank gets it.
+
+    ``rank`` uint32[n] by candidate, 0 for those that are no nuclei.
+    """
+
+    candidates: Candidates
+    rank: np.ndarray
+
+    def add(self, tile: int, instances: np.ndarray, ranks: np.ndarray, box: Box) -> None:
+        """Let the nuclei of a tile (int32[h, w] over its box) claim pixels of ``ranks`` uint32[h, w], over ``box``."""
+        c = self.candidates
+        reach = c.boxes[tile].clipped(box)
+        of_label = np.concatenate([np.zeros(1, np.uint32), self.rank[c.start[tile] : c.start[tile + 1]]])
+        _claim(ranks[reach.slices(box)], instances[reach.slices(c.boxes[tile])], of_label)
 
 
 class PlaneCache:
@@ -95,3 +119,15 @@ def load_candidates(folder: Path, context: StitchContext) -> Candidates:
         is_cut=joined["is_cut"],
         best_thing=joined["best_thing"],
     )
+
+
+@numba.njit(cache=True, nogil=True)
+def _claim(ranks: np.ndarray, instances: np.ndarray, rank_of_label: np.ndarray) -> None:
+    """Of all nuclei that claim a pixel the one with the smallest rank gets it."""
+    for i in range(ranks.shape[0]):
+        for j in range(ranks.shape[1]):
+            label = instances[i, j]
+            if label:
+                rank = rank_of_label[label]
+                if rank and (ranks[i, j] == 0 or rank < ranks[i, j]):
+                    ranks[i, j] = rank

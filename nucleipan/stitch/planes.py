@@ -18,7 +18,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from nucleipan.geometry import Box
-from nucleipan.stitch.candidates import Candidates, PlaneCache
+from nucleipan.stitch.candidates import Candidates, Claims, PlaneCache
 from nucleipan.stitch.resolve import Resolution
 
 Planes = tuple[np.ndarray, ...]
@@ -37,31 +37,18 @@ class Painter:
     def paint(self, box: Box) -> Planes | None:
         """uint32 ids and uint8 classes of ``box``, or None where no tile reaches."""
         c = self.candidates
-        is_near = (c.reach[:, :2] < (box.y1, box.x1)).all(1) & (c.reach[:, 2:] > (box.y0, box.x0)).all(1)
-        near = np.flatnonzero(is_near)
+        near = c.near(box)
         if len(near) == 0:
             return None
+        claims = Claims(c, self.resolution.rank)
         ranks, classes = np.zeros(box.shape, np.uint32), np.zeros(box.shape, np.uint8)
         for t in near:
             instances, stuff = self.cache.get(int(t))
-            core, reach = c.tiles[t].core.clipped(box), c.boxes[t].clipped(box)
+            core = c.tiles[t].core.clipped(box)
             classes[core.slices(box)] = stuff[core.slices(c.boxes[t])]
-            of_label = np.concatenate([np.zeros(1, np.uint32), self.resolution.rank[c.start[t] : c.start[t + 1]]])
-            _claim(ranks[reach.slices(box)], instances[reach.slices(c.boxes[t])], of_label)
+            claims.add(int(t), instances, ranks, box)
         _name(ranks, classes, self.resolution.id_of_rank, self.class_of_id)
         return ranks, classes
-
-
-@numba.njit(cache=True, nogil=True)
-def _claim(ranks: np.ndarray, instances: np.ndarray, rank_of_label: np.ndarray) -> None:
-    """Of all nuclei that claim a pixel the one with the smallest rank gets it."""
-    for i in range(ranks.shape[0]):
-        for j in range(ranks.shape[1]):
-            label = instances[i, j]
-            if label:
-                rank = rank_of_label[label]
-                if rank and (ranks[i, j] == 0 or rank < ranks[i, j]):
-                    ranks[i, j] = rank
 
 
 @numba.njit(cache=True, nogil=True)

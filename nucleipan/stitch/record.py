@@ -16,13 +16,12 @@ from typing import Any
 
 import numba
 import numpy as np
-import shapely
 
 from nucleipan.errors import StoreError
 from nucleipan.geometry import Box
 from nucleipan.measure import STAIN_COLUMNS, Rings, measure_shapes, measure_stains
 from nucleipan.panoptic import PanopticTile
-from nucleipan.polygons import trace_labels
+from nucleipan.stitch.outlines import packed, visible_outlines, whole_outlines
 from nucleipan.stitch.tile_file import read_arrays, write_arrays
 from nucleipan.tiles import Tile, TileGrid
 
@@ -95,6 +94,7 @@ class TileRecord:
         tissue: uint8[n], most frequent stuff id under the nucleus (the smaller of equals).
         probabilities: float32[n, T] and scores: float32[n], as the tile gave them.
         outlines: uint8[b], WKB polygons in level-0 slide pixels one after the other; ``outline_ends`` int64[n].
+        completed: uint8[c], the same of the whole shapes of nuclei that others cover; nothing for the rest.
         shapes: float32[n, 6], ``nucleipan.measure.SHAPE_COLUMNS``, lengths in pixels.
         stains: float32[n, 8], ``nucleipan.measure.STAIN_COLUMNS``; NaN where not measured.
         samples: uint8[a, b], stuff id of the core's pixels whose row and column are multiples of `SAMPLE_STEP`.
@@ -111,6 +111,8 @@ class TileRecord:
     scores: np.ndarray
     outlines: np.ndarray
     outline_ends: np.ndarray
+    completed: np.ndarray
+    completed_ends: np.ndarray
     shapes: np.ndarray
     stains: np.ndarray
     samples: np.ndarray
@@ -141,11 +143,14 @@ def tile_record(panoptic: PanopticTile, context: StitchContext, image: np.ndarra
     inside = box.slices(tile.outer)
     stuff = np.ascontiguousarray(panoptic.stuff[inside], np.uint8)
     labels, tissue = _relabel(np.ascontiguousarray(instances[inside]), stuff, new_label, len(index))
-    outlines, ends = _outlines(labels, measures.bbox, box, context.level0_per_pixel)
+    scale, numbers = context.level0_per_pixel, (index + 1).astype(np.int32)
+    seen = visible_outlines(labels, measures.bbox, (box.y0, box.x0), scale)
+    whole = whole_outlines(instances, numbers, measures.bbox, (tile.outer.y0, tile.outer.x0), scale)
     return TileRecord(
         tile, box, stuff, labels, measures, _is_cut(measures.bbox, tile.outer, context.grid.slide_shape), tissue,
         np.asarray(panoptic.probabilities, np.float32)[index], np.asarray(panoptic.scores, np.float32)[index],
-        outlines, ends, measure_shapes(labels, _within(measures.bbox, box)),
+        *packed(seen), *packed([whole.get(k, b"") for k in range(len(index))]),
+        measure_shapes(labels, _within(measures.bbox, box)),
         _stains(image, instances, index, _within(measures.bbox, tile.outer), context.mpp),
         panoptic.stuff[_every_step(tile.core, tile.outer)],
     )  # fmt: skip
@@ -168,6 +173,7 @@ def write_record(folder: Path, record: TileRecord) -> Path:
         "n_px": m.n_px, "sum_y": m.sum_y, "sum_x": m.sum_x, "bbox": m.bbox, "first_x": m.first_x,
         "is_cut": record.is_cut, "tissue": record.tissue, "probabilities": record.probabilities,
         "scores": record.scores, "outlines": record.outlines, "outline_ends": record.outline_ends,
+        "completed": record.completed, "completed_ends": record.completed_ends,
         "shapes": record.shapes, "stains": record.stains, "samples": record.samples,
         "stuff": record.stuff, "instances": record.instances.astype(narrow),
     }  # fmt: skip
@@ -227,12 +233,6 @@ def _is_cut(bbox: np.ndarray, outer: Box, slide_shape: tuple[int, int]) -> np.nd
         | ((bbox[:, 2] >= outer.y1) & (outer.y1 < slide_shape[0]))
         | ((bbox[:, 3] >= outer.x1) & (outer.x1 < slide_shape[1]))
     )
-
-
-def _outlines(labels: np.ndarray, bbox: np.ndarray, box: Box, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    wkb = shapely.to_wkb(trace_labels(labels, _within(bbox, box), (box.y0, box.x0), scale), byte_order=1)
-    ends = np.cumsum([len(w) for w in wkb], dtype=np.int64)
-    return np.frombuffer(b"".join(wkb), np.uint8), ends
 
 
 def _within(bbox: np.ndarray, box: Box) -> np.ndarray:

@@ -7,10 +7,10 @@ each tile saw the centre in the other's core -> still once. A candidate that is 
 tile is dropped: the tile that answers for the place did not see it.
 
 Kept nuclei that still share pixels contest them; the first in canonical order wins. Losers are measured and outlined
-anew from what remains (but for their stains, as the image is no longer at hand), and one that keeps nothing
-disappears. Ids are then given in canonical order of the *final*
-centres, so that the finished table and raster are in order by themselves. All decisions follow from tile files in
-raster order: neither the order of arrival nor the number of workers can change them.
+anew from what remains (but for their stains, as the image is no longer at hand), completed anew where the winner covers
+them, and one that keeps nothing disappears. Ids are then given in canonical order of the *final* centres, so that the
+finished table and raster are in order by themselves. All decisions follow from tile files in raster order: neither the
+order of arrival nor the number of workers can change them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,20 @@ from scipy.sparse.csgraph import connected_components
 from nucleipan.geometry import Box
 from nucleipan.measure import measure_shapes
 from nucleipan.polygons import trace
-from nucleipan.stitch.candidates import Candidates, PlaneCache
+from nucleipan.stitch.candidates import Candidates, Claims, PlaneCache
+from nucleipan.stitch.outlines import whole_outlines
 from nucleipan.stitch.record import Measures
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """What a nucleus is after it lost pixels: WKB outlines of what is left and, if that has its winner in a dent, of
+    the whole (else empty); stuff id; float32[6] shape."""
+
+    outline: bytes
+    completed: bytes
+    tissue: int
+    shape: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -39,18 +51,14 @@ class Resolution:
         id_of_rank: uint32[K + 1], final id; 0 for nuclei that lost every pixel.
         candidate_of_id: int64[N], candidate behind id i + 1.
         measures: of all candidates, final.
-        new_outlines: WKB by candidate, for those that lost pixels.
-        new_tissue: stuff id by candidate, for the same.
-        new_shapes: float32[6] by candidate, for the same.
+        remainders: by candidate, of those that lost pixels and have some left.
     """
 
     rank: np.ndarray
     id_of_rank: np.ndarray
     candidate_of_id: np.ndarray
     measures: Measures
-    new_outlines: dict[int, bytes]
-    new_tissue: dict[int, int]
-    new_shapes: dict[int, np.ndarray]
+    remainders: dict[int, Remainder]
 
 
 def resolve(candidates: Candidates, cache: PlaneCache, level0_per_pixel: float) -> Resolution:
@@ -62,21 +70,25 @@ def resolve(candidates: Candidates, cache: PlaneCache, level0_per_pixel: float) 
 
     m = candidates.measures
     final = Measures(m.n_px.copy(), m.sum_y.copy(), m.sum_x.copy(), m.bbox.copy(), m.first_x.copy())
-    outlines: dict[int, bytes] = {}
-    tissue: dict[int, int] = {}
-    shapes: dict[int, np.ndarray] = {}
-    for loser, winners in _contests(rank, pairs):
-        box, rest, stuff = _remainder(candidates, cache, loser, winners)
+    remainders: dict[int, Remainder] = {}
+    claims = Claims(candidates, rank)
+    for loser in _losers(rank, pairs):
+        box, ranks = _surroundings(claims, cache, loser)
+        rest = ranks == rank[loser]
         _measure_again(final, loser, box, rest)
         if rest.any():
-            tissue[loser] = int(np.bincount(stuff[rest]).argmax())
-            outlines[loser] = _outline(rest, box, level0_per_pixel)
-            shapes[loser] = measure_shapes(rest.astype(np.int32), np.array([[0, 0, *rest.shape]], np.int32))[0]
+            scale, corner = level0_per_pixel, (box.y0, box.x0)
+            number = rank[[loser]].astype(np.int32)
+            whole = whole_outlines(ranks.astype(np.int32), number, final.bbox[[loser]], corner, scale)
+            remainders[loser] = Remainder(
+                _outline(rest, box, scale), whole.get(0, b""), _tissue(candidates, cache, loser, rest, box),
+                measure_shapes(rest.astype(np.int32), np.array([[0, 0, *rest.shape]], np.int32))[0],
+            )  # fmt: skip
     alive = kept[final.n_px[kept] > 0]
     candidate_of_id = alive[final.take(alive).order()]
     id_of_rank = np.zeros(len(kept) + 1, np.uint32)
     id_of_rank[rank[candidate_of_id]] = np.arange(1, len(candidate_of_id) + 1)
-    return Resolution(rank, id_of_rank, candidate_of_id, final, outlines, tissue, shapes)
+    return Resolution(rank, id_of_rank, candidate_of_id, final, remainders)
 
 
 def _overlaps(candidates: Candidates, cache: PlaneCache) -> tuple[np.ndarray, np.ndarray]:
@@ -153,29 +165,31 @@ def _is_largest(candidate: np.ndarray, other_tile: np.ndarray, n_common: np.ndar
     return is_largest
 
 
-def _contests(rank: np.ndarray, pairs: np.ndarray) -> list[tuple[int, list[int]]]:
-    """Each kept candidate that shares pixels with kept ones before it, and those."""
-    winners_of: dict[int, list[int]] = {}
-    for a, b in pairs[(rank[pairs] > 0).all(1)].tolist():
-        winner, loser = (a, b) if rank[a] < rank[b] else (b, a)
-        winners_of.setdefault(loser, []).append(winner)
-    return sorted(winners_of.items())
+def _losers(rank: np.ndarray, pairs: np.ndarray) -> list[int]:
+    """Kept candidates that share pixels with kept ones before them, in order."""
+    kept = pairs[(rank[pairs] > 0).all(1)]
+    return np.unique(np.where(rank[kept[:, 0]] < rank[kept[:, 1]], kept[:, 1], kept[:, 0])).tolist()
 
 
-def _remainder(
-    candidates: Candidates, cache: PlaneCache, loser: int, winners: list[int]
-) -> tuple[Box, np.ndarray, np.ndarray]:
-    """Bounding box of the loser, bool mask of the pixels in it that no winner claims, stuff plane in it."""
-    boxes = candidates.measures.bbox
-    box, tile = Box(*(int(v) for v in boxes[loser])), int(candidates.tile_of[loser])
-    instances, stuff = cache.get(tile)
-    inside = box.slices(candidates.boxes[tile])
-    rest = instances[inside] == candidates.label(loser)
-    for winner in winners:
-        shared, tile = box.clipped(Box(*(int(v) for v in boxes[winner]))), int(candidates.tile_of[winner])
-        claimed = cache.get(tile)[0][shared.slices(candidates.boxes[tile])] == candidates.label(winner)
-        rest[shared.slices(box)] &= ~claimed
-    return box, rest, stuff[inside]
+def _surroundings(claims: Claims, cache: PlaneCache, candidate: int) -> tuple[Box, np.ndarray]:
+    """A box around a candidate, three times as large, and uint32[h, w], ranks of the nuclei that get its pixels."""
+    box = _box(claims.candidates, candidate)
+    box = box.grown(max(box.shape))
+    ranks = np.zeros(box.shape, np.uint32)
+    for tile in claims.candidates.near(box).tolist():
+        claims.add(tile, cache.get(tile)[0], ranks, box)
+    return box, ranks
+
+
+def _tissue(candidates: Candidates, cache: PlaneCache, candidate: int, rest: np.ndarray, box: Box) -> int:
+    """Most frequent stuff id under ``rest``, bool[h, w] over ``box``, as the candidate's own tile has it."""
+    own, tile = _box(candidates, candidate), int(candidates.tile_of[candidate])
+    stuff = cache.get(tile)[1][own.slices(candidates.boxes[tile])]
+    return int(np.bincount(stuff[rest[own.slices(box)]]).argmax())
+
+
+def _box(candidates: Candidates, candidate: int) -> Box:
+    return Box(*(int(v) for v in candidates.measures.bbox[candidate]))
 
 
 def _measure_again(measures: Measures, candidate: int, box: Box, mask: np.ndarray) -> None:

@@ -10,6 +10,10 @@ another keeps them. They are null where no image was given, and in rings without
 from centroid to centroid, and null for an only nucleus; ``distance_to_tissue_border_um`` is from the centroid to the
 nearest pixel of other tissue than the nucleus's own, of one in 8 rows and columns, and `MAX_BORDER_UM` where that is
 as far or farther; it is null where the tissue is void. Both know the extent that was segmented and nothing beyond.
+
+``geometry`` outlines the final mask. Where a neighbour seems to cover a nucleus in part (``is_completed``),
+``completed_geometry`` outlines what it most plausibly is whole, see ``nucleipan.measure.completion``; else it is null.
+Everything else in the row, and every export, is of the mask.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import pyarrow.parquet as pq
 from nucleipan.classes import VOID_NAME, PanopticClass, PanopticClasses
 from nucleipan.measure import SHAPE_COLUMNS, STAIN_COLUMNS, distance_to_nearest
 from nucleipan.stitch.candidates import Candidates
+from nucleipan.stitch.outlines import unpacked
 from nucleipan.stitch.record import read_columns
 from nucleipan.stitch.resolve import Resolution
 from nucleipan.stitch.tissue import TissueSamples, distance_to_border
@@ -33,7 +38,13 @@ from nucleipan.stitch.tissue import TissueSamples, distance_to_border
 #: Distances to tissue borders are not looked for beyond it.
 MAX_BORDER_UM = 500.0
 
-_TILE_COLUMNS = ("probabilities", "scores", "tissue", "outlines", "outline_ends", "shapes", "stains")
+#: Name of the column with the whole shapes of nuclei that others cover in part.
+COMPLETED = "completed_geometry"
+
+_TILE_COLUMNS = (
+    "probabilities", "scores", "tissue", "outlines", "outline_ends", "completed", "completed_ends", "shapes",
+    "stains",
+)  # fmt: skip
 _LENGTHS = frozenset({"perimeter", "axis_major_length", "axis_minor_length"})
 
 
@@ -119,6 +130,7 @@ class _Kept:
     shapes: np.ndarray
     stains: np.ndarray
     outlines: np.ndarray
+    completed: np.ndarray
 
 
 def _kept(index: np.ndarray, sources: _Sources, n_things: int) -> _Kept:
@@ -126,19 +138,20 @@ def _kept(index: np.ndarray, sources: _Sources, n_things: int) -> _Kept:
     kept = _Kept(
         np.empty((n, n_things), np.float32), np.empty(n, np.float32), np.empty(n, np.uint8),
         np.empty((n, len(SHAPE_COLUMNS)), np.float32), np.empty((n, len(STAIN_COLUMNS)), np.float32),
-        np.empty(n, object),
+        np.empty(n, object), np.empty(n, object),
     )  # fmt: skip
     for tile in np.unique(c.tile_of[index]):
         here = np.flatnonzero(c.tile_of[index] == tile)
         rows, own = index[here] - c.start[tile], sources.columns.get(int(tile))
         for name in ("probabilities", "scores", "tissue", "shapes", "stains"):
             getattr(kept, name)[here] = own[name][rows]
-        starts, blob = np.concatenate([[0], own["outline_ends"]]), own["outlines"].tobytes()
-        for k, row in zip(here, rows, strict=True):
-            kept.outlines[k] = blob[starts[row] : starts[row + 1]]
-    for k in np.flatnonzero(np.isin(index, list(r.new_outlines))):
-        i = int(index[k])
-        kept.outlines[k], kept.tissue[k], kept.shapes[k] = r.new_outlines[i], r.new_tissue[i], r.new_shapes[i]
+        for name, ends in (("outlines", "outline_ends"), ("completed", "completed_ends")):
+            for k, outline in zip(here, unpacked(own[name], own[ends], rows), strict=True):
+                getattr(kept, name)[k] = outline
+    for k in np.flatnonzero(np.isin(index, list(r.remainders))):
+        left = r.remainders[int(index[k])]
+        kept.tissue[k], kept.shapes[k] = left.tissue, left.shape
+        kept.outlines[k], kept.completed[k] = left.outline, left.completed
     return kept
 
 
@@ -150,6 +163,7 @@ def _rows(part: slice, sources: _Sources, frame: TableFrame, schema: pa.Schema) 
     units = np.array([frame.mpp if name in _LENGTHS else 1.0 for name in SHAPE_COLUMNS])
     to_nearest = distance_to_nearest(sources.centres, sources.rows, part)
     to_border = distance_to_border(sources.samples, centres, kept.tissue, MAX_BORDER_UM / frame.mpp)
+    is_completed = np.array([len(outline) > 0 for outline in kept.completed], bool)
     sides = [pa.array(measures.bbox[:, k] * scale) for k in (1, 0, 3, 2)]
     return pa.record_batch(
         [
@@ -167,6 +181,8 @@ def _rows(part: slice, sources: _Sources, frame: TableFrame, schema: pa.Schema) 
             pa.array(kept.tissue),
             _names(kept.tissue, classes),
             *_floats(np.stack([to_nearest, to_border], 1) * frame.mpp),
+            pa.array(is_completed),
+            pa.array(kept.completed, pa.binary(), mask=~is_completed),
             pa.array(kept.outlines, pa.binary()),
         ],
         schema=schema,
@@ -200,17 +216,14 @@ def _schema(frame: TableFrame, resolution: Resolution) -> pa.Schema:
         ("centroid_x", pa.float64()), ("centroid_y", pa.float64()), ("bbox", bbox),
         ("tissue_id", pa.uint8()), ("tissue", name),
         ("distance_to_nearest_um", pa.float32()), ("distance_to_tissue_border_um", pa.float32()),
-        ("geometry", pa.binary()),
+        ("is_completed", pa.bool_()), (COMPLETED, pa.binary()), ("geometry", pa.binary()),
     ]  # fmt: skip
-    geometry = {
-        "encoding": "WKB",
-        "geometry_types": ["Polygon"],
-        "crs": None,
-        "edges": "planar",
+    polygons = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": None, "edges": "planar"}
+    geometry = polygons | {
         "covering": {"bbox": {side: ["bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}},
     }
     bboxes = resolution.measures.bbox[resolution.candidate_of_id] * frame.level0_per_pixel
     if len(bboxes):
         geometry["bbox"] = [*bboxes[:, [1, 0]].min(0).tolist(), *bboxes[:, [3, 2]].max(0).tolist()]
-    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry, COMPLETED: polygons}}
     return pa.schema(fields, metadata={"geo": json.dumps(geo)})

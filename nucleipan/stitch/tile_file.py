@@ -24,7 +24,7 @@ import pyarrow as pa
 from nucleipan.errors import StoreError
 from nucleipan.files import whole_file
 
-_MAGIC = b"npantil2"
+_MAGIC = b"npantil3"
 _PREFIX = struct.Struct("<8sII")
 
 

@@ -11,7 +11,8 @@ Stain follows Beer and Lambert: every pixel has an amount of haematoxylin and of
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,15 @@ import numpy as np
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import RegionError
 from nucleipan.geometry import Box
+from nucleipan.synthetic.noise import mix, smooth, uniform
+from nucleipan.synthetic.nuclei import NUCLEI, SPINDLE, Canvas, Cells, WholeNucleus, draw, whole
 
 _BLOCK = 256
 _NUCLEUS_CELL_UM = 12.0
 _TISSUE_CELL_UM = 260.0
 _MAX_RADIUS_UM = 9.0
 _BORDER_UM = 60.0
+_SPACING = 0.88
 _HAEMATOXYLIN = np.array([0.563, 0.720, 0.406])
 _EOSIN = np.array([0.216, 0.801, 0.558])
 _GLASS = 243.0
@@ -53,40 +57,6 @@ _STUFF = (
     _Stuff("necrosis or debris", 0.04, 0.07, 0.34, 0.25, (0, 0.15, 0, 0.85, 0)),
 )
 _STUFF_IDS = np.array([DEFAULT_CLASSES.by_name(s.name).id for s in _STUFF], np.uint8)
-# By thing class: half axes in um (long, short), their relative spread, haematoxylin, chromatin contrast.
-_NUCLEI = (
-    (5.2, 4.0, 0.25, 0.62, 0.45),
-    (3.2, 2.9, 0.10, 1.05, 0.20),
-    (6.0, 1.9, 0.20, 0.80, 0.20),
-    (2.6, 2.0, 0.30, 1.25, 0.10),
-    (4.3, 3.2, 0.12, 0.70, 0.25),
-)
-_SPINDLE = 2  # connective nuclei: two that cross would cut each other in pieces
-
-
-class _Cells(NamedTuple):
-    """Candidate nuclei, one per row.
-
-    ``cell`` is the raster index of its cell, ``yx`` and ``axes`` (half, long and short) are in pixels, ``kind`` counts
-    thing classes from 0, ``shape`` is what ``_elliptic_radius`` takes.
-    """
-
-    cell: np.ndarray
-    yx: np.ndarray
-    kind: np.ndarray
-    axes: np.ndarray
-    shape: np.ndarray
-
-
-class _Canvas(NamedTuple):
-    """Planes of one block while nuclei are drawn on it; ``chromatin`` is noise in 0..1."""
-
-    origin: tuple[int, int]
-    instances: np.ndarray
-    classes: np.ndarray
-    haematoxylin: np.ndarray
-    eosin: np.ndarray
-    chromatin: np.ndarray
 
 
 class _Block(NamedTuple):
@@ -101,23 +71,24 @@ class SyntheticScene:
 
     All planes are made per ``Box`` inside the scene. An instance id is one plus the raster index of the cell the
     nucleus was drawn from: the same in every box, increasing roughly with the position, with gaps where cells are
-    empty. Where nuclei overlap, the one with the larger id covers the other; overlaps are shallow, so that what is
-    visible of a nucleus is connected, but for a stray pixel on about one in ten thousand.
+    empty. Where nuclei overlap, the one with the larger id covers the other. Centres stay at least ``spacing`` times
+    the sum of their radii apart: overlaps are shallow, so that what is visible of a nucleus is connected, but for a
+    stray pixel on about one in ten thousand. A smaller ``spacing`` makes deeper overlaps, and nuclei in pieces.
 
     Raises:
         RegionError: the shape is not positive, or a box does not lie inside it.
     """
 
-    def __init__(self, shape: tuple[int, int], seed: int = 0, mpp: float = 0.5) -> None:
+    def __init__(self, shape: tuple[int, int], seed: int = 0, mpp: float = 0.5, *, spacing: float = _SPACING) -> None:
         if shape[0] < 1 or shape[1] < 1 or not 0.05 <= mpp <= 4:
             raise RegionError(f"a scene needs a positive shape and an mpp from 0.05 to 4; found {shape}, {mpp}")
-        self.shape, self.seed, self.mpp = shape, seed, mpp
+        self.shape, self.seed, self.mpp, self.spacing = shape, seed, mpp, spacing
         self._pitch = _NUCLEUS_CELL_UM / mpp
         self._n_cells = (int(shape[0] / self._pitch) + 1, int(shape[1] / self._pitch) + 1)
         self._block = lru_cache(maxsize=64)(self._make_block)
 
-    def __reduce__(self) -> tuple[type[SyntheticScene], tuple[tuple[int, int], int, float]]:
-        return SyntheticScene, (self.shape, self.seed, self.mpp)
+    def __reduce__(self) -> tuple[Callable[..., SyntheticScene], tuple[tuple[int, int], int, float]]:
+        return partial(SyntheticScene, spacing=self.spacing), (self.shape, self.seed, self.mpp)
 
     @property
     def max_id(self) -> int:
@@ -140,6 +111,13 @@ class SyntheticScene:
         """uint8[h, w], ids of ``DEFAULT_CLASSES``: the stuff everywhere, under nuclei too."""
         return self._assembled(box, "stuff")
 
+    def whole_nuclei(self, box: Box) -> Iterator[WholeNucleus]:
+        """Nuclei that can be seen in ``box``, in order of id, each with all of it that lies in the scene."""
+        visible = np.unique(self.instances(box))
+        cells = self._nuclei(box)
+        for i in np.flatnonzero(np.isin(cells.cell + 1, visible)):
+            yield whole(cells, int(i), Box.of_shape(self.shape))
+
     def _assembled(self, box: Box, plane: str) -> np.ndarray:
         if box.is_empty or not Box.of_shape(self.shape).contains(box):
             raise RegionError(f"{box} is not a part of a synthetic scene of {self.shape}")
@@ -147,7 +125,7 @@ class SyntheticScene:
         out = np.empty((*box.shape, *first.shape[2:]), first.dtype)
         for row in range(box.y0 // _BLOCK, (box.y1 - 1) // _BLOCK + 1):
             for col in range(box.x0 // _BLOCK, (box.x1 - 1) // _BLOCK + 1):
-                where = Box(row * _BLOCK, col * _BLOCK, (row + 1) * _BLOCK, (col + 1) * _BLOCK)
+                where = _block_box(row, col)
                 part = where.clipped(box)
                 out[part.slices(box)] = getattr(self._block(row, col), plane)[part.slices(where)]
         return out
@@ -158,14 +136,14 @@ class SyntheticScene:
         kind = self._stuff_kind(y, x)
         stuff = _STUFF_IDS[kind]
         instances = np.zeros((_BLOCK, _BLOCK), np.uint32)
-        origin = (row * _BLOCK, col * _BLOCK)
+        box = _block_box(row, col)
         stain = self._tissue_stain(kind, y, x)
-        canvas = _Canvas(origin, instances, stuff.copy(), *stain, self._noise(y, x, 1.4, 50))
-        cells = self._nuclei(*origin)
+        canvas = Canvas(box, instances, stuff.copy(), *stain, self._noise(y, x, 1.4, 50))
+        cells = self._nuclei(box)
         for i in range(len(cells.cell)):
-            _draw(cells, i, canvas)
+            draw(cells, i, canvas)
         density = canvas.haematoxylin[..., None] * _HAEMATOXYLIN + canvas.eosin[..., None] * _EOSIN
-        grain = np.stack([_uniform(self.seed, 60 + c, _mix(y, x)) for c in range(3)], axis=-1)
+        grain = np.stack([uniform(self.seed, 60 + c, mix(y, x)) for c in range(3)], axis=-1)
         rgb = _GLASS * 10.0**-density + (grain - 0.5) * 9.0
         return _Block(np.clip(np.rint(rgb), 0, 255).astype(np.uint8), instances, canvas.classes, stuff)
 
@@ -179,15 +157,15 @@ class SyntheticScene:
         cy, cx = np.floor(wy / size), np.floor(wx / size)
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):
-                cell = _mix(cy + dy, cx + dx)
-                sy = (cy + dy + 0.15 + 0.7 * _uniform(self.seed, 5, cell)) * size
-                sx = (cx + dx + 0.15 + 0.7 * _uniform(self.seed, 6, cell)) * size
+                cell = mix(cy + dy, cx + dx)
+                sy = (cy + dy + 0.15 + 0.7 * uniform(self.seed, 5, cell)) * size
+                sx = (cx + dx + 0.15 + 0.7 * uniform(self.seed, 6, cell)) * size
                 distance = (wy - sy) ** 2 + (wx - sx) ** 2
                 closer = distance < best
                 best = np.where(closer, distance, best)
                 winner = np.where(closer, cell, winner)
         shares = np.cumsum([s.weight for s in _STUFF])
-        kind = np.searchsorted(shares / shares[-1], _uniform(self.seed, 7, winner), side="right")
+        kind = np.searchsorted(shares / shares[-1], uniform(self.seed, 7, winner), side="right")
         kind = np.minimum(kind, len(_STUFF) - 1)
         border = min(_BORDER_UM / self.mpp, 0.08 * min(self.shape)) * (0.5 + self._noise(y, x, 40, 8))
         edge = np.minimum(np.minimum(y, self.shape[0] - y), np.minimum(x, self.shape[1] - x))
@@ -216,50 +194,50 @@ class SyntheticScene:
         near, second = np.full(np.broadcast(y, x).shape, np.inf), np.full(np.broadcast(y, x).shape, np.inf)
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):
-                cell = _mix(cy + dy, cx + dx)
-                sy = (cy + dy + 0.2 + 0.6 * _uniform(self.seed, 30, cell)) * size
-                sx = (cx + dx + 0.2 + 0.6 * _uniform(self.seed, 31, cell)) * size
+                cell = mix(cy + dy, cx + dx)
+                sy = (cy + dy + 0.2 + 0.6 * uniform(self.seed, 30, cell)) * size
+                sx = (cx + dx + 0.2 + 0.6 * uniform(self.seed, 31, cell)) * size
                 distance = np.sqrt((y - sy) ** 2 + (x - sx) ** 2)
                 second = np.minimum(second, np.maximum(near, distance))
                 near = np.minimum(near, distance)
         return np.exp(-(((second - near) * self.mpp / 1.8) ** 2))
 
-    def _nuclei(self, y0: int, x0: int) -> _Cells:
-        """Nuclei that may reach into the block at (y0, x0), in order of id."""
+    def _nuclei(self, box: Box) -> Cells:
+        """Nuclei that may reach into ``box``, in order of id."""
         reach = _MAX_RADIUS_UM / self.mpp
-        rows = self._cell_range(y0 - reach, y0 + _BLOCK + reach, self._n_cells[0])
-        cols = self._cell_range(x0 - reach, x0 + _BLOCK + reach, self._n_cells[1])
+        rows = self._cell_range(box.y0 - reach, box.y1 + reach, self._n_cells[0])
+        cols = self._cell_range(box.x0 - reach, box.x1 + reach, self._n_cells[1])
         # One more ring: whether a nucleus is there depends on its neighbours.
         cells = self._candidates(np.arange(rows[0] - 2, rows[1] + 2), np.arange(cols[0] - 2, cols[1] + 2))
         kept = self._thinned(cells)
         r, c = cells.cell // self._n_cells[1], cells.cell % self._n_cells[1]
         kept &= (r >= rows[0]) & (r < rows[1]) & (c >= cols[0]) & (c < cols[1])
-        return _Cells(*(field[kept] for field in cells))
+        return Cells(*(field[kept] for field in cells))
 
     def _cell_range(self, start: float, stop: float, n: int) -> tuple[int, int]:
         # A centre lies inside its cell, so cells up to one pitch before the start may reach in.
         return max(0, int(start // self._pitch)), min(n, int(stop // self._pitch) + 1)
 
-    def _candidates(self, rows: np.ndarray, cols: np.ndarray) -> _Cells:
+    def _candidates(self, rows: np.ndarray, cols: np.ndarray) -> Cells:
         """A nucleus for every cell whose tissue wants one, neighbours not yet considered."""
         rows, cols = rows[(rows >= 0) & (rows < self._n_cells[0])], cols[(cols >= 0) & (cols < self._n_cells[1])]
         index = (rows[:, None] * self._n_cells[1] + cols[None, :]).ravel()
         cell = index.astype(np.uint64)
-        random = np.stack([_uniform(self.seed, 100 + k, cell) for k in range(12)])
+        random = np.stack([uniform(self.seed, 100 + k, cell) for k in range(12)])
         yx = np.stack([index // self._n_cells[1], index % self._n_cells[1]], axis=1).astype(float)
         yx = (yx + 0.1 + 0.8 * random[:2].T) * self._pitch
         kind = self._stuff_kind(yx[:, :1], yx[:, 1:]).ravel()
         density = np.array([s.density for s in _STUFF])[kind]
         mixes = np.cumsum([s.mix for s in _STUFF], axis=1)[kind]
-        thing = np.minimum((random[3][:, None] >= mixes).sum(1), len(_NUCLEI) - 1)
-        table = np.array(_NUCLEI)[thing]
+        thing = np.minimum((random[3][:, None] >= mixes).sum(1), len(NUCLEI) - 1)
+        table = np.array(NUCLEI)[thing]
         spread = 1.0 + table[:, 2] * (2 * random[4] - 1)
         axes = table[:, :2] * spread[:, None] * (1.0 + 0.12 * (2 * random[5:7].T - 1)) / self.mpp
         shape = np.column_stack([random[7] * np.pi, random[8:10].T * 2 * np.pi, 0.09 * random[10:12].T])
         here = (random[2] < density) & (yx[:, 0] < self.shape[0]) & (yx[:, 1] < self.shape[1])
-        return _Cells(*(field[here] for field in (index, yx, thing, axes, shape)))
+        return Cells(*(field[here] for field in (index, yx, thing, axes, shape)))
 
-    def _thinned(self, cells: _Cells) -> np.ndarray:
+    def _thinned(self, cells: Cells) -> np.ndarray:
         """bool[n], False for those too close to a candidate of larger id: overlaps stay shallow, nuclei connected."""
         kept = np.ones(len(cells.cell), bool)
         radius = cells.axes.mean(1)
@@ -272,75 +250,27 @@ class SyntheticScene:
                 if m is None:
                     continue
                 distance = float(np.hypot(*(cells.yx[n] - cells.yx[m])))
-                reach = 0.88 * (radius[n] + radius[m])
+                reach = self.spacing * (radius[n] + radius[m])
                 slender = max(cells.axes[n, 0], cells.axes[m, 0]) + 0.6 * min(cells.axes[n, 1], cells.axes[m, 1])
-                if cells.kind[n] == cells.kind[m] == _SPINDLE:
+                if cells.kind[n] == cells.kind[m] == SPINDLE:
                     slender = cells.axes[n, 0] + cells.axes[m, 0]
-                kept[n] &= distance >= max(reach, slender)
+                kept[n] &= distance >= max(reach, slender * (self.spacing / _SPACING))
         return kept
 
     def _noise(self, y: np.ndarray, x: np.ndarray, size_um: float, stream: int) -> np.ndarray:
         """Smooth noise in 0..1 with features of ``size_um``: random values on a lattice, cubic in between."""
         v, u = y * self.mpp / size_um, x * self.mpp / size_um
         v0, u0 = np.floor(v), np.floor(u)
-        tv, tu = _smooth(v - v0), _smooth(u - u0)
-        corners = [[_uniform(self.seed, stream, _mix(v0 + i, u0 + j)) for j in (0, 1)] for i in (0, 1)]
+        tv, tu = smooth(v - v0), smooth(u - u0)
+        corners = [[uniform(self.seed, stream, mix(v0 + i, u0 + j)) for j in (0, 1)] for i in (0, 1)]
         top = corners[0][0] * (1 - tu) + corners[0][1] * tu
         bottom = corners[1][0] * (1 - tu) + corners[1][1] * tu
         return np.asarray(top * (1 - tv) + bottom * tv)
 
 
-def _draw(cells: _Cells, i: int, canvas: _Canvas) -> None:
-    """Draw nucleus ``i`` over what is on the canvas."""
-    cy, cx = cells.yx[i] - canvas.origin
-    reach = float(cells.axes[i].max()) * 1.25 + 1
-    y0, y1 = max(0, int(cy - reach)), min(_BLOCK, int(cy + reach) + 1)
-    x0, x1 = max(0, int(cx - reach)), min(_BLOCK, int(cx + reach) + 1)
-    if y0 >= y1 or x0 >= x1:
-        return
-    window = (slice(y0, y1), slice(x0, x1))
-    dy, dx = np.arange(y0, y1)[:, None] + 0.5 - cy, np.arange(x0, x1)[None, :] + 0.5 - cx
-    radius = _elliptic_radius(dy, dx, cells.axes[i], cells.shape[i])
-    inside = radius < 1
-    kind = int(cells.kind[i])
-    _, _, _, stain, contrast = _NUCLEI[kind]
-    rim = 0.85 + 0.35 * np.clip((radius - 0.7) / 0.3, 0, 1)
-    amount = stain * rim * (1 - contrast / 2 + contrast * canvas.chromatin[window] * 1.4)
-    canvas.instances[window][inside] = cells.cell[i] + 1
-    canvas.classes[window][inside] = DEFAULT_CLASSES.things[kind].id
-    canvas.haematoxylin[window][inside] = amount[inside]
-    canvas.eosin[window][inside] = 0.10
-
-
-def _elliptic_radius(dy: np.ndarray, dx: np.ndarray, axes: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Below 1 inside an ellipse whose outline is dented by its second and third harmonic."""
-    turn, phase2, phase3, dent2, dent3 = shape
-    along = dx * np.cos(turn) + dy * np.sin(turn)
-    across = dy * np.cos(turn) - dx * np.sin(turn)
-    u, v = along / axes[0], across / axes[1]
-    angle = np.arctan2(v, u)
-    return np.hypot(u, v) / (1 + dent2 * np.cos(2 * angle + phase2) + dent3 * np.cos(3 * angle + phase3))
+def _block_box(row: int, col: int) -> Box:
+    return Box(row, col, row + 1, col + 1).scaled(_BLOCK)
 
 
 def _index(name: str) -> int:
     return next(i for i, s in enumerate(_STUFF) if s.name == name)
-
-
-def _smooth(t: np.ndarray) -> np.ndarray:
-    return t * t * (3 - 2 * t)
-
-
-def _mix(row: np.ndarray, col: np.ndarray) -> np.ndarray:
-    """uint64 keys of whole-numbered lattice points (or pixels), broadcast; both may be negative."""
-    r = np.floor(row).astype(np.int64).astype(np.uint64)
-    c = np.floor(col).astype(np.int64).astype(np.uint64)
-    return (r << np.uint64(32)) ^ (c & np.uint64(0xFFFFFFFF))
-
-
-def _uniform(seed: int, stream: int, key: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) per key: splitmix64 (Steele et al., OOPSLA 2014) as a counter-based generator."""
-    start = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
-    z = (key + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(start)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))).astype(np.float64) * 2.0**-64
