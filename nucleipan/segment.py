@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from monai.transforms import Compose
 
@@ -21,10 +22,12 @@ from nucleipan import __version__
 from nucleipan.errors import ConfigError, RegionError
 from nucleipan.geometry import Box
 from nucleipan.network.inference import Network
+from nucleipan.network.runtime import runtime
 from nucleipan.network.weights import Model, ModelInfo
 from nucleipan.pipeline import TileJob, choose_backend, compute_tiles, write_glass
 from nucleipan.slide import Slide, SlideView, at_mpp, open_slide, tissue_mask
 from nucleipan.slide.fingerprint import fingerprint
+from nucleipan.slide.metadata import scanner_metadata
 from nucleipan.stitch import Overview, StitchContext, StitchSummary, StoreLayout, assemble, finished_tiles
 from nucleipan.store import PanopticStore, StoreSpec, exclusive, open_or_resume
 from nucleipan.tiles import Tile, TileGrid
@@ -52,6 +55,7 @@ class SegmentOptions:
         overwrite: replace a store of another run instead of refusing.
         with_image: put the whole image into the store, not only an overview.
         flips: average over the four mirror images of every tile.
+        keep_metadata: put what the slide's file says (scanner, dates, perhaps the patient) into the store.
     """
 
     mpp: float | None = None
@@ -62,6 +66,7 @@ class SegmentOptions:
     overwrite: bool = False
     with_image: bool = False
     flips: bool = False
+    keep_metadata: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ def segment_slide(
         )  # fmt: skip
         n_computed = _compute_missing(job, grid, executor or partial(compute_tiles, view=view), progress)
         progress(0, 1, "stitching")
-        layout = StoreLayout(path.name, model.info.classes, view.mpp, attributes=run.attributes())
+        attributes = run.attributes() | _provenance(options)
+        layout = StoreLayout(path.name, model.info.classes, view.mpp, attributes=attributes)
         summary = assemble(run.folder, run.tiles_folder, context, layout, _overview(view, options.with_image))
         progress(1, 1, "stitching")
         return _result(run.publish(), grid, n_computed, began, notes, summary)
@@ -199,7 +205,7 @@ def _spec(slide: Slide, view: SlideView, grid: TileGrid, info: ModelInfo, option
             "format": slide.format,
             "width": width,
             "height": height,
-            "mpp": view.mpp / view.level0_per_pixel,
+            "mpp": options.mpp or slide.mpp,
             "fingerprint": fingerprint(slide.path),
         },
         model={"name": info.name, "sha256": info.sha256, "licence": info.licence},
@@ -217,7 +223,17 @@ def _spec(slide: Slide, view: SlideView, grid: TileGrid, info: ModelInfo, option
         extent=grid.extent,
         core=grid.core,
         margin=grid.margin,
+        metadata=scanner_metadata(slide.path) if options.keep_metadata else None,
     )
+
+
+def _provenance(options: SegmentOptions) -> dict[str, Any]:
+    """What ``again`` needs beside the spec; two runs that differ in it alone are the same run."""
+    roi = options.roi
+    return {
+        "made_with": runtime(options.device, options.backend),
+        "roi": None if roi is None else [roi.y0, roi.x0, roi.y1, roi.x1],
+    }
 
 
 def _notes(slide: Slide, view: SlideView, options: SegmentOptions) -> Iterator[str]:

@@ -41,6 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "pipeline",
             "segment",
+            "again",
             "cluster",
             "evaluate",
             "edits",
@@ -61,6 +62,7 @@ CHAINS = (
     ("errors", "files"),
     ("synthetic", "sample"),
     ("pipeline", "segment", "cluster"),
+    ("segment", "again"),
     ("edits", "exports", "describe"),
     ("overlay", "training"),
     ("summary", "batch", "cli"),

@@ -90,7 +90,13 @@ class PanopticStore:
 
     @property
     def slide(self) -> dict[str, Any]:
+        """Name, format, size, mpp and fingerprint; never ``metadata``, so that what is made from it says no more."""
         return self.spec.slide
+
+    @property
+    def metadata(self) -> dict[str, str] | None:
+        """What else the slide's file says, if that was kept (``segment --keep-metadata``); it may name a patient."""
+        return self.spec.metadata
 
     @property
     def model(self) -> dict[str, Any]:
