@@ -88,6 +88,7 @@ def _fixed_options(store: PanopticStore) -> dict[str, Any]:
             "device": store.attributes["made_with"]["device"],
             "backend": config["backend"],
             "flips": config["flips"],
+            "all_tissue": config["all_tissue"],
             "with_image": config["with_image"],
             "keep_metadata": store.metadata is not None,
         }

@@ -95,6 +95,9 @@ def segment(
     flips: Annotated[
         bool, typer.Option("--flips", help="Average over mirror images: a little more accurate, four times slower.")
     ] = False,
+    all_tissue: Annotated[
+        bool, typer.Option("--all-tissue", help="Segment what is out of focus or under pen too, which else is void.")
+    ] = False,
     keep_metadata: Annotated[
         bool,
         typer.Option("--keep-metadata", help="Put what the slide's file says into the store; it may name the patient."),
@@ -117,7 +120,7 @@ def segment(
         raise ConfigError(f"--mpp {mpp}: expected micrometres per pixel from 0.01 to 100, such as 0.25")
     options = SegmentOptions(
         mpp=mpp, device=device, backend=backend, roi=_parse_roi(roi), tile=tile, overwrite=overwrite,
-        with_image=with_image, flips=flips, keep_metadata=keep_metadata,
+        with_image=with_image, flips=flips, all_tissue=all_tissue, keep_metadata=keep_metadata,
     )  # fmt: skip
     if workers > 1 and scheduler is not None:
         raise ConfigError("--workers starts processes here, --scheduler uses those of a cluster; pass one of them")

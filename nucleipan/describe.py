@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nucleipan.edits import open_corrected
+from nucleipan.plausible import notes_of
 from nucleipan.slide import describe
 from nucleipan.store import PanopticStore
 
@@ -35,6 +36,8 @@ def _print_entries(entries: dict[str, Any], indent: str) -> None:
             print(f"{indent}{key}:")
             for item in value:
                 print(f"{indent}  " + "  ".join(f"{k} {_text(v)}" for k, v in item.items()))
+        elif isinstance(value, list) and value and isinstance(value[0], str):
+            print(f"{indent}{key}:", *map(_text, value), sep=f"\n{indent}  ")
         elif isinstance(value, dict) and value:
             print(f"{indent}{key}:")
             _print_entries(value, f"{indent}  ")
@@ -47,6 +50,7 @@ def _is_store(path: Path) -> bool:
 
 
 def _describe_store(store: PanopticStore) -> dict[str, Any]:
+    quality = store.attributes.get("quality", {})
     counts = store.nuclei(["class"])["class"].value_counts().to_pylist()
     return {
         "path": str(store.path),
@@ -55,6 +59,8 @@ def _describe_store(store: PanopticStore) -> dict[str, Any]:
         "mpp": store.mpp,
         KEPT: store.slide | {"overview": _overview(store), "metadata": store.metadata or "not kept"},
         "model": store.model,
+        "quality": {key: value for key, value in quality.items() if key != "density"},
+        "notes": notes_of(store),
         **({"corrections": store.corrections} if store.corrections else {}),
         "n_nuclei": store.n_nuclei,
         "nuclei": {str(c["values"]): c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])},
@@ -71,6 +77,8 @@ def _overview(store: PanopticStore) -> str:
 def _text(value: Any) -> str:
     if value is None or value == {}:
         return "not stated"
+    if value == []:
+        return "none"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):

@@ -34,7 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tiles", "ngff"}),  # arithmetic and documents
     frozenset({"measure", "slide", "panoptic", "polygons", "synthetic", "sample"}),  # images in, tiles out
     frozenset(
-        {"network", "transforms", "stitch", "store", "metrics", "datasets"}
+        {"network", "transforms", "stitch", "store", "plausible", "metrics", "datasets"}
     ),  # one job each, unaware of the others
     # jobs put together
     frozenset(
@@ -61,6 +61,7 @@ CHAINS = (
     ("errors", "geometry", "classes"),
     ("errors", "files"),
     ("synthetic", "sample"),
+    ("store", "plausible"),
     ("pipeline", "segment", "cluster"),
     ("segment", "again"),
     ("edits", "exports", "describe"),
