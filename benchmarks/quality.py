@@ -3,7 +3,7 @@
     python benchmarks/quality.py ../shared/data/slides/CMU-1-Small-Region.svs --kept ../shared/data/tissue/kather2016
 
 *Blur*: the left half of the slide, Gaussian of a standard deviation in µm. Printed are the share of the half's tissue
-that becomes void, that of the other half (both beyond 50 µm from the border), the nuclei that the model finds in the
+that becomes void, that of the other half (both 100 µm away from the border), the nuclei that the model finds in the
 half all the same, and those that remain when the map is used. *Pen*: a stroke of 150 µm, four fifths opaque, across
 tissue and glass; printed is the share of the stroke on either that becomes void, and that of tissue further than 60 µm
 away. *Kept*: images of a folder at 0.5 µm per pixel, side by side as one slide, a line for each subfolder.
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def blur_line(rgb: np.ndarray, mpp: float, sigma_um: float, model: Model) -> str:
-    half, rim = rgb.shape[1] // 2, round(50 / mpp)
+    half, rim = rgb.shape[1] // 2, round(100 / mpp)
     degraded, sigma = rgb.copy(), sigma_um / mpp
     if sigma_um:
         degraded[:, :half] = ndimage.gaussian_filter(rgb, (sigma, sigma, 0))[:, :half]

@@ -3,8 +3,8 @@
 A network finds nuclei in anything. Where the slide does not show them, saying nothing is the honest answer: such places
 become void. The slide is looked at once, at 1 µm per pixel and on tissue only, and judged in cells of 8 µm:
 
-- *pen*: ink absorbs red more than green (blue, green), or all colours (black), as neither haematoxylin nor eosin does.
-  Melanin and pigment absorb red least, and dense nuclei never as much as black ink. Red pen looks like eosin and blood,
+- *pen*: ink absorbs red more than green (blue, green), or all colours alike (black), as neither haematoxylin nor eosin
+  does. Melanin and blood absorb red least, dense nuclei blue. Red pen looks like eosin and blood,
   thin blue pen over tissue like haematoxylin: neither is recognised.
 - *out of focus*: see ``_focus``. It is not judged on slides coarser than 1.25 µm per pixel.
 
@@ -33,7 +33,8 @@ _MIN_DENSITY = 0.05
 # By how much the density of red exceeds that of green, and that of red. No place of _MIN_PEN_UM2 in the development
 # images has as much as 0.04 of the first; glass may be tinted, but absorbs little.
 _MIN_INK, _MIN_INK_RED = 0.08, 0.2
-_MIN_BLACK = 1.0  # density of the colour that is absorbed least; there 0.97 at most
+# Grey: what absorbs green this much, and red and blue nearly as much. No such place there has half of _MIN_PEN_UM2.
+_MIN_GREY, _GREY_SHARE = 0.4, 0.85
 _MIN_PEN_UM2, _MIN_BLUR_UM2 = 10_000.0, 20_000.0
 _GROW_PEN_UM = 40.0
 
@@ -132,8 +133,10 @@ def _read(fine: SlideView, cells: Box) -> tuple[np.ndarray, tuple[slice, slice]]
 def _pen(density: np.ndarray, where: np.ndarray, cell_mpp: float) -> np.ndarray:
     """bool[h, w], ink and what lies within its fading rim."""
     smooth = ndimage.gaussian_filter(density, (1, 1, 0), mode="nearest")
-    is_coloured = (smooth[..., 0] - smooth[..., 1] > _MIN_INK) & (smooth[..., 0] > _MIN_INK_RED)
-    is_pen = _large((is_coloured | (smooth.min(-1) > _MIN_BLACK)) & where, _MIN_PEN_UM2 / cell_mpp**2)
+    r, g, b = (smooth[..., channel] for channel in range(3))
+    is_coloured = (r - g > _MIN_INK) & (r > _MIN_INK_RED)
+    is_grey = (g > _MIN_GREY) & (np.minimum(r, b) > _GREY_SHARE * g)
+    is_pen = _large((is_coloured | is_grey) & where, _MIN_PEN_UM2 / cell_mpp**2)
     radius = max(1, round(_GROW_PEN_UM / cell_mpp))
     return ndimage.maximum_filter(is_pen, size=2 * radius + 1) & where
 
