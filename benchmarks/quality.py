@@ -70,13 +70,14 @@ def blur_line(rgb: np.ndarray, mpp: float, sigma_um: float, model: Model) -> str
 def pen_line(rgb: np.ndarray, mpp: float, name: str, ink: tuple[int, int, int]) -> str:
     height, width = rgb.shape[:2]
     y, x = np.mgrid[:height, :width]
-    away = np.abs(y - height / 2 - 0.3 * height * np.sin(6 * x / width)) * mpp - 75
+    is_stroke = np.abs(y - height / 2 - 0.3 * height * np.sin(6 * x / width)) * mpp < 75
+    away = ndimage.distance_transform_edt(~is_stroke) * mpp
     paint, light = np.array(ink) / 255, rgb / 255
     on_tissue = judged(rgb, mpp)[1]
-    drawn = np.where((away < 0)[..., None], light * (1 - OPACITY + OPACITY * paint), light)
+    drawn = np.where(is_stroke[..., None], light * (1 - OPACITY + OPACITY * paint), light)
     quality, _ = judged(np.rint(255 * drawn).astype(np.uint8), mpp)
     void = quality.void(Box.of_shape((height, width)))
-    parts = (on_tissue & (away < 0), ~on_tissue & (away < 0), on_tissue & (away > 60))
+    parts = (on_tissue & is_stroke, ~on_tissue & is_stroke, on_tissue & (away > 60))
     return f"{name:7s} {share(void, parts[0]):9.1%}  {share(void, parts[1]):8.1%}  {share(void, parts[2]):12.2%}"
 
 

@@ -33,8 +33,9 @@ _MIN_DENSITY = 0.05
 # By how much the density of red exceeds that of green, and that of red. No place of _MIN_PEN_UM2 in the development
 # images has as much as 0.04 of the first; glass may be tinted, but absorbs little.
 _MIN_INK, _MIN_INK_RED = 0.08, 0.2
-# Grey: what absorbs green this much, and red and blue nearly as much. No such place there has half of _MIN_PEN_UM2.
-_MIN_GREY, _GREY_SHARE = 0.4, 0.85
+# Grey: what absorbs green this much, and red and blue nearly as much. Such places there have a third of _MIN_PEN_UM2 at
+# most, but for one image with black ink.
+_MIN_GREY, _GREY_SHARE = 0.4, 0.8
 _MIN_PEN_UM2, _MIN_BLUR_UM2 = 10_000.0, 20_000.0
 _GROW_PEN_UM = 40.0
 
@@ -44,7 +45,8 @@ class QualityMap:
     """What a view shows, in cells of about 8 µm.
 
     Attributes:
-        kinds: uint8[h, w], ``GLASS``, ``USABLE``, ``PEN`` or ``OUT_OF_FOCUS``.
+        kinds: uint8[h, w], ``GLASS``, ``USABLE``, ``PEN`` or ``OUT_OF_FOCUS``. Glass here is what absorbs nothing, also
+            within the rim of a ``TissueMask``.
         density: mean optical density of usable tissue in R, G, B; None where there is none.
         scale: view pixels per cell.
         mpp: micrometres per cell.
@@ -90,11 +92,11 @@ def quality_map(view: SlideView, tissue: TissueMask) -> QualityMap:
     density = -np.log10(np.maximum(colours, 1) / 255)  # [h, w, 3]
     is_tissue = where & (density.max(-1) > _MIN_DENSITY)
     pen = _pen(density, where, cell_mpp)
-    kinds = np.where(where, USABLE, GLASS).astype(np.uint8)
+    kinds = np.where(is_tissue, USABLE, GLASS).astype(np.uint8)
     if fine.mpp <= _COARSEST_MPP:
         kinds[_large(is_blurred(found, is_tissue & ~pen), _MIN_BLUR_UM2 / cell_mpp**2)] = OUT_OF_FOCUS
     kinds[pen] = PEN
-    usable = density[is_tissue & (kinds == USABLE)]
+    usable = density[kinds == USABLE]
     r, g, b = (float(v) for v in usable.mean(0)) if len(usable) else (0.0, 0.0, 0.0)
     return QualityMap(kinds, (r, g, b) if len(usable) else None, scale, cell_mpp)
 
