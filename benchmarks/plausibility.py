@@ -41,6 +41,8 @@ def main() -> None:
     print(f"set{'':25s}images  what{'':15s}" + "".join(f"{share:>8g} %" for share in SHARES) + "  unusable")
     for name, mpp in SETS.items():
         paths = list(images(args.data / name, splits[name][args.split]))
+        if not paths:
+            continue
         stains, unusable = zip(*(judged(path, mpp) for path in paths), strict=True)
         found = [stain for stain in stains if stain]
         for what in found[0]:

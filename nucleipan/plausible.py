@@ -1,9 +1,9 @@
 """Whether a result can be relied on: what a store's own numbers say about the slide and the scan.
 
-Models are sure of themselves on slides unlike any they have seen. Three numbers tell such slides, whatever the model
-thinks: how much of the tissue cannot be judged, how it is stained, and how large its nuclei are, which betrays a wrong
-pixel size. Limits for stain and size are those of the training images of the models that come with nucleipan, and
-apply to those models only (``benchmarks/plausibility.py`` measures them).
+Models are sure of themselves on slides unlike any they have seen. A few numbers tell such slides, whatever the model
+thinks: how much of the tissue cannot be judged, how it is stained, and how large and how many its nuclei are, which
+betrays a wrong pixel size. Limits are those of the training images of the models that come with nucleipan, and apply to
+those models only (``benchmarks/plausibility.py`` measures them).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from nucleipan.measure.stains import STAIN_VECTORS
 from nucleipan.store import PanopticStore
 
 _OWN_MODELS = "nucleipan-"
-_FEW = 20
+_FEW = 20  # nuclei, whose median says nothing
+# Fat, which has fewest nuclei, has more than this; less tissue may be a crumb.
+_LEAST_PER_MM2, _LEAST_TISSUE_MM2 = 30, 0.05
 _LEAST_SHARE = 0.0005
 
 # Of the training images' tissue: the least 0.5th and the largest 99.5th percentile of all sets, each image's mean.
@@ -49,7 +51,7 @@ def notes_of(store: PanopticStore) -> list[str]:
     notes = list(_unusable(quality, store.config))
     if str(store.model.get("name")).startswith(_OWN_MODELS):
         notes += _stain(quality.get("density"))
-        notes += _size(store)
+        notes += _size(store) or _number(store.n_nuclei, quality.get("tissue_mm2"))
     return notes
 
 
@@ -77,14 +79,24 @@ def _stain(density: Any) -> Iterator[str]:
             )
 
 
-def _size(store: PanopticStore) -> Iterator[str]:
+def _size(store: PanopticStore) -> list[str]:
     areas = store.nuclei(["area_um2"])["area_um2"].to_numpy()
     if len(areas) < _FEW:
-        return
+        return []
     median, (least, most) = float(np.median(areas)), AREA_RANGE_UM2
-    if not least <= median <= most:
-        mpp = store.slide.get("mpp")
-        yield (
-            f"has nuclei of {median:.0f} um2 (median) at {mpp} um per pixel, expected {least:.0f} to {most:.0f}; "
-            "is the pixel size right? See --mpp"
-        )
+    if least <= median <= most:
+        return []
+    mpp = store.slide.get("mpp")
+    return [
+        f"has nuclei of {median:.0f} um2 (median) at {mpp} um per pixel, expected {least:.0f} to {most:.0f}; is the "
+        "pixel size right? See --mpp"
+    ]
+
+
+def _number(n_nuclei: int, tissue_mm2: Any) -> list[str]:
+    """At a wrong pixel size hardly any nuclei are found: there is nothing then to measure."""
+    if not isinstance(tissue_mm2, float) or tissue_mm2 < _LEAST_TISSUE_MM2 or n_nuclei >= _LEAST_PER_MM2 * tissue_mm2:
+        return []
+    return [
+        f"has {n_nuclei} nuclei on {tissue_mm2:.2f} mm2 of tissue; is the pixel size right (see --mpp), and is it H&E?"
+    ]

@@ -191,6 +191,9 @@ def test_unlikely_stains_and_sizes_are_said(marked: Path, tmp_path: Path, monkey
     )
     monkeypatch.setattr("nucleipan.plausible.AREA_RANGE_UM2", (area + 1, area + 2))
     assert any("is the pixel size right?" in note for note in notes_of(own))
+    bare = PanopticStore(own.path, own.spec, own.attributes | {"quality": {"tissue_mm2": own.n_nuclei / 29.0}})
+    monkeypatch.setattr("nucleipan.plausible.AREA_RANGE_UM2", (area - 1, area + 1))
+    assert [note.startswith(f"has {own.n_nuclei} nuclei on ") for note in notes_of(bare)] == [True]
     other = segment_slide(marked, tmp_path / "other", model("mine"), network=seeing_no_ink).store
     assert len(notes_of(other)) == 1, "another model may have learnt from other stains"
     damaged = PanopticStore(own.path, own.spec, own.attributes | {"quality": {"pen": "x", "density": [1, "y"]}})
