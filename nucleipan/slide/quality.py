@@ -37,7 +37,7 @@ _MIN_INK, _MIN_INK_RED = 0.08, 0.2
 # most, but for one image with black ink.
 _MIN_GREY, _GREY_SHARE = 0.4, 0.8
 _MIN_PEN_UM2, _MIN_BLUR_UM2 = 10_000.0, 20_000.0
-_GROW_PEN_UM = 40.0
+_GROW_PEN_UM = 16.0
 
 
 @dataclass(frozen=True)
