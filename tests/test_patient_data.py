@@ -116,6 +116,7 @@ def found_in(said: Iterator[tuple[str, bytes]]) -> set[str]:
     return {name for name, data in said if any(secret in data for secret in wanted)}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_patient_is_in_any_result(
     cli: Cli, slides: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
