@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from nucleipan.exports import FORMATS, OF_RESULTS
 
 if TYPE_CHECKING:
     from nucleipan.geometry import Box
+    from nucleipan.segment import SegmentOptions
     from nucleipan.store import PanopticStore
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ def _top(
 
 @app.command()
 def segment(
+    context: typer.Context,
     inputs: Annotated[
         list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, images, or folders of them.")
     ],
@@ -93,6 +95,16 @@ def segment(
     flips: Annotated[
         bool, typer.Option("--flips", help="Average over mirror images: a little more accurate, four times slower.")
     ] = False,
+    all_tissue: Annotated[
+        bool, typer.Option("--all-tissue", help="Segment what is out of focus or under pen too, which else is void.")
+    ] = False,
+    keep_metadata: Annotated[
+        bool,
+        typer.Option("--keep-metadata", help="Put what the slide's file says into the store; it may name the patient."),
+    ] = False,
+    like: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Run a slide again as this store was: the same bytes.")
+    ] = None,
     export: Annotated[
         str | None, typer.Option(help=f"Also write these formats, comma separated: {', '.join(OF_RESULTS)}.")
     ] = None,
@@ -106,11 +118,17 @@ def segment(
 
     if mpp is not None and not 0.01 <= mpp <= 100:
         raise ConfigError(f"--mpp {mpp}: expected micrometres per pixel from 0.01 to 100, such as 0.25")
-    options = SegmentOptions(mpp, device, backend, _parse_roi(roi), tile, overwrite, with_image, flips)
+    options = SegmentOptions(
+        mpp=mpp, device=device, backend=backend, roi=_parse_roi(roi), tile=tile, overwrite=overwrite,
+        with_image=with_image, flips=flips, all_tissue=all_tissue, keep_metadata=keep_metadata,
+    )  # fmt: skip
     if workers > 1 and scheduler is not None:
         raise ConfigError("--workers starts processes here, --scheduler uses those of a cluster; pass one of them")
+    slides = find_slides(inputs)
+    if like is not None:
+        model, options = _options_like(like, slides, _asked(context, options, model))
     wanted = BatchOptions(out, model, options, _parse_exports(export), overlay, workers, scheduler)
-    n_failed = segment_batch(find_slides(inputs), wanted)
+    n_failed = segment_batch(slides, wanted)
     if n_failed:
         raise typer.Exit(1)
 
@@ -260,6 +278,26 @@ def view(
             f"viewing needs napari and a Qt binding ({error}); pip install 'nucleipan[napari]' 'PySide6<6.12'"
         ) from error
     view_in_napari(slide, store)
+
+
+def _asked(context: typer.Context, options: SegmentOptions, model: str) -> dict[str, Any]:
+    """What the command line itself says, by the names of ``SegmentOptions`` and ``model``."""
+    values = vars(options) | {"model": model}
+    given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    return {name: value for name, value in values.items() if name in given}
+
+
+def _options_like(store: Path, slides: list[Path], asked: dict[str, Any]) -> tuple[str, SegmentOptions]:
+    """Model and options of a store, to run its slide again."""
+    from nucleipan.again import run_like
+    from nucleipan.store import PanopticStore
+
+    if len(slides) != 1:
+        raise ConfigError(f"--like runs the slide of a store again; found {len(slides)} slides; pass that one alone")
+    like = run_like(PanopticStore.open(store), slides[0], asked)
+    for note in like.notes:
+        print(f"nucleipan: {slides[0]}: {note}", file=sys.stderr)
+    return like.model, like.options
 
 
 def _open_store(path: Path, is_original: bool) -> PanopticStore:

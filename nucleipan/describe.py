@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from nucleipan.edits import open_corrected
+from nucleipan.plausible import notes_of
 from nucleipan.slide import describe
 from nucleipan.store import PanopticStore
+
+#: Where the description of a store lists all that is in it of the slide, but for the nuclei and tissue found on it.
+KEPT = "kept of the slide"
 
 
 def describe_path(path: Path) -> dict[str, Any]:
@@ -22,18 +26,23 @@ def describe_path(path: Path) -> dict[str, Any]:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """Name and value a line; lists of records as indented lines."""
-    for key, value in description.items():
+    """Name and value a line; what is inside a value, and lists of records, as indented lines."""
+    _print_entries(description, "")
+
+
+def _print_entries(entries: dict[str, Any], indent: str) -> None:
+    for key, value in entries.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            print(f"{key}:")
+            print(f"{indent}{key}:")
             for item in value:
-                print("  " + "  ".join(f"{k} {_text(v)}" for k, v in item.items()))
-        elif isinstance(value, dict):
-            print(f"{key}:")
-            for name, item in value.items():
-                print(f"  {name}: {_text(item)}")
+                print(f"{indent}  " + "  ".join(f"{k} {_text(v)}" for k, v in item.items()))
+        elif isinstance(value, list) and value and isinstance(value[0], str):
+            print(f"{indent}{key}:", *map(_text, value), sep=f"\n{indent}  ")
+        elif isinstance(value, dict) and value:
+            print(f"{indent}{key}:")
+            _print_entries(value, f"{indent}  ")
         else:
-            print(f"{key}: {_text(value)}")
+            print(f"{indent}{_text(key)}: {_text(value)}")
 
 
 def _is_store(path: Path) -> bool:
@@ -41,14 +50,17 @@ def _is_store(path: Path) -> bool:
 
 
 def _describe_store(store: PanopticStore) -> dict[str, Any]:
+    quality = store.attributes.get("quality", {})
     counts = store.nuclei(["class"])["class"].value_counts().to_pylist()
     return {
         "path": str(store.path),
         "format": "nucleipan panoptic store (OME-Zarr 0.5)",
         "shape": list(store.shape),
         "mpp": store.mpp,
-        "slide": store.slide,
+        KEPT: store.slide | {"overview": _overview(store), "metadata": store.metadata or "not kept"},
         "model": store.model,
+        "quality": {key: value for key, value in quality.items() if key != "density"},
+        "notes": notes_of(store),
         **({"corrections": store.corrections} if store.corrections else {}),
         "n_nuclei": store.n_nuclei,
         "nuclei": {str(c["values"]): c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])},
@@ -56,11 +68,20 @@ def _describe_store(store: PanopticStore) -> dict[str, Any]:
     }
 
 
+def _overview(store: PanopticStore) -> str:
+    height, width = store.image().shape[1:]
+    mpp = store.mpp * store.shape[0] / height
+    return f"{height} x {width} pixels of {mpp:.4g} um"
+
+
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value == {}:
         return "not stated"
+    if value == []:
+        return "none"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
         return " x ".join(_text(v) for v in value)
-    return str(value)
+    # Metadata come from files: on one line, and without what would steer a terminal.
+    return "".join(c if c.isprintable() else " " for c in str(value))

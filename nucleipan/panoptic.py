@@ -8,10 +8,11 @@ they are. What panoptic texts call the instance number follows from the table: `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nucleipan.classes import VOID_ID
 from nucleipan.tiles import Tile
 
 
@@ -40,6 +41,21 @@ class PanopticTile:
             raise ValueError(f"planes {self.stuff.shape}, {self.instances.shape} do not cover the outer box {shape}")
         if len(self.probabilities) != len(self.scores):
             raise ValueError(f"{len(self.probabilities)} probability rows for {len(self.scores)} scores")
+
+    def without(self, where: np.ndarray) -> PanopticTile:
+        """The same with void at ``where``, bool[h, w] over ``tile.outer``. A nucleus is left out if more than half of
+        it lies there, and whole otherwise: where the border of a region happens to be must not cut nuclei."""
+        n = len(self.scores)
+        inside = np.bincount(self.instances[where], minlength=n + 1)
+        is_kept = 2 * inside <= np.bincount(self.instances.ravel(), minlength=n + 1)
+        is_kept[0] = False
+        renumbered = np.where(is_kept, np.cumsum(is_kept), 0).astype(np.int32)
+        stuff = np.where(where, np.uint8(VOID_ID), self.stuff)
+        rows = is_kept[1:]
+        return replace(
+            self, stuff=stuff, instances=renumbered[self.instances], probabilities=self.probabilities[rows],
+            scores=self.scores[rows],
+        )  # fmt: skip
 
 
 def numbers_in_class(ids: np.ndarray, class_ids: np.ndarray) -> np.ndarray:

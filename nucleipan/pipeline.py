@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from monai.transforms import Compose
 
-from nucleipan.classes import GLASS_NAME, PanopticClasses
+from nucleipan.classes import GLASS_NAME, VOID_ID, PanopticClasses
 from nucleipan.errors import ModelError
+from nucleipan.geometry import Box
 from nucleipan.network.fusion import decode_tile
 from nucleipan.network.inference import FlipAverage, InferenceNetwork, Network, Outputs, choose_device
 from nucleipan.network.regions import RegionNet
 from nucleipan.network.weights import Model
 from nucleipan.panoptic import PanopticTile
-from nucleipan.slide import SlideView, TissueMask, at_mpp, open_slide
+from nucleipan.slide import QualityMap, SlideView, TissueMask, at_mpp, open_slide
 from nucleipan.stitch import StitchContext, tile_record, write_record
 from nucleipan.tiles import Tile
 from nucleipan.transforms import SlideTiles
@@ -58,6 +59,7 @@ class TileJob:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``, of the machine that computes.
         backend: ``torch`` or ``openvino`` (which computes on the CPU only).
         n_threads: of the network on a CPU; None leaves it to torch.
+        quality: what of the tissue cannot be judged and becomes void; None judges all of it.
         network: replaces the model's own network.
         transform: builds the transforms that turn a tile into the network's input.
     """
@@ -74,6 +76,20 @@ class TileJob:
     n_threads: int | None = None
     network: Network | None = None
     transform: Callable[[SlideView], Compose] | None = None
+    quality: QualityMap | None = None
+
+    def void(self, box: Box) -> np.ndarray | None:
+        """bool[h, w], pixels of ``box`` that become void; None where there are none."""
+        if self.quality is None or not self.quality.has_void(box):
+            return None
+        return self.quality.void(box)
+
+    def needs_network(self, box: Box) -> bool:
+        """Whether ``box`` holds tissue that is not void."""
+        if not self.tissue.any_in(box):
+            return False
+        void = self.void(box)
+        return void is None or bool((self.tissue.cut(box) & ~void).any())
 
 
 def choose_backend(name: str, device: str, network: torch.nn.Module | None = None) -> str:
@@ -115,12 +131,14 @@ def compute_tiles(job: TileJob, tiles: Sequence[Tile], view: SlideView | None = 
         yield from _compute(job, tiles, view)
 
 
-def write_glass(job: TileJob, tile: Tile) -> None:
-    """Write the file of a tile without tissue: nothing to compute."""
+def write_empty(job: TileJob, tile: Tile) -> None:
+    """Write the file of a tile of glass and void: nothing to compute."""
     h, w = tile.outer.shape
-    classes = job.model.info.classes
+    classes, void = job.model.info.classes, job.void(tile.outer)
     none = np.zeros((0, len(classes.things)), np.float32)
     stuff = np.full((h, w), glass_id(classes), np.uint8)
+    if void is not None:
+        stuff[void] = VOID_ID
     empty = PanopticTile(tile, stuff, np.zeros((h, w), np.int32), none, none[:, 0])
     write_record(job.folder, tile_record(empty, job.context))
 
@@ -202,11 +220,11 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _U], items: Iterabl
 
 
 def _decode(tile: Tile, outputs: Outputs, job: TileJob, mpp: float) -> PanopticTile:
-    """Decode, with glass settled by the tissue mask: whether a tile was skipped must not show in the result."""
+    """Decode, with glass and void settled by the maps: whether a tile was skipped must not show in the result."""
     info, on_tissue = job.model.info, job.tissue.cut(tile.outer)
-    if on_tissue.all():
-        return decode_tile(outputs, tile, info.classes, mpp, info.decode)
-    outputs = outputs.without_nuclei(torch.from_numpy(~on_tissue))
+    if not on_tissue.all():
+        outputs = outputs.without_nuclei(torch.from_numpy(~on_tissue))
     panoptic = decode_tile(outputs, tile, info.classes, mpp, info.decode)
     panoptic.stuff[~on_tissue] = glass_id(info.classes)
-    return panoptic
+    void = job.void(tile.outer)
+    return panoptic if void is None else panoptic.without(void)

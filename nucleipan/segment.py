@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from monai.transforms import Compose
 
@@ -21,10 +22,14 @@ from nucleipan import __version__
 from nucleipan.errors import ConfigError, RegionError
 from nucleipan.geometry import Box
 from nucleipan.network.inference import Network
+from nucleipan.network.runtime import runtime
 from nucleipan.network.weights import Model, ModelInfo
-from nucleipan.pipeline import TileJob, choose_backend, compute_tiles, write_glass
-from nucleipan.slide import Slide, SlideView, at_mpp, open_slide, tissue_mask
+from nucleipan.pipeline import TileJob, choose_backend, compute_tiles, write_empty
+from nucleipan.plausible import notes_of
+from nucleipan.slide import QualityMap, Slide, SlideView, at_mpp, open_slide, quality_map, tissue_mask
 from nucleipan.slide.fingerprint import fingerprint
+from nucleipan.slide.metadata import scanner_metadata
+from nucleipan.slide.quality import OUT_OF_FOCUS, PEN, USABLE
 from nucleipan.stitch import Overview, StitchContext, StitchSummary, StoreLayout, assemble, finished_tiles
 from nucleipan.store import PanopticStore, StoreSpec, exclusive, open_or_resume
 from nucleipan.tiles import Tile, TileGrid
@@ -52,6 +57,8 @@ class SegmentOptions:
         overwrite: replace a store of another run instead of refusing.
         with_image: put the whole image into the store, not only an overview.
         flips: average over the four mirror images of every tile.
+        all_tissue: segment what is under pen or out of focus too, instead of leaving it void.
+        keep_metadata: put what the slide's file says (scanner, dates, perhaps the patient) into the store.
     """
 
     mpp: float | None = None
@@ -62,6 +69,8 @@ class SegmentOptions:
     overwrite: bool = False
     with_image: bool = False
     flips: bool = False
+    all_tissue: bool = False
+    keep_metadata: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,18 +136,21 @@ def segment_slide(
     with open_slide(path) as slide, exclusive(target):
         view = at_mpp(slide, model.info.mpp, options.mpp)
         grid = plan_tiles(view, options, model.info.margin)
-        notes = tuple(_notes(slide, view, options))
+        notes = list(_notes(slide, view, options))
         run = open_or_resume(target, _spec(slide, view, grid, model.info, options), options.overwrite)
         if run.is_finished:
             return _result(PanopticStore.open(run.path), grid, 0, began, notes, None)
-        context = StitchContext(grid, view.level0_per_pixel, mpp=view.mpp)
+        context, tissue = StitchContext(grid, view.level0_per_pixel, mpp=view.mpp), tissue_mask(view)
+        quality = quality_map(view, tissue)
         job = TileJob(
-            path.absolute(), options.mpp, run.tiles_folder.absolute(), context, tissue_mask(view), model,
+            path.absolute(), options.mpp, run.tiles_folder.absolute(), context, tissue, model,
             options.device, options.backend, options.flips, network=network, transform=transform,
+            quality=None if options.all_tissue else quality,
         )  # fmt: skip
         n_computed = _compute_missing(job, grid, executor or partial(compute_tiles, view=view), progress)
         progress(0, 1, "stitching")
-        layout = StoreLayout(path.name, model.info.classes, view.mpp, attributes=run.attributes())
+        attributes = run.attributes() | _provenance(options) | {"quality": _shares(quality, grid.extent)}
+        layout = StoreLayout(path.name, model.info.classes, view.mpp, attributes=attributes)
         summary = assemble(run.folder, run.tiles_folder, context, layout, _overview(view, options.with_image))
         progress(1, 1, "stitching")
         return _result(run.publish(), grid, n_computed, began, notes, summary)
@@ -187,10 +199,10 @@ def _compute_missing(job: TileJob, grid: TileGrid, executor: Executor, progress:
     for tile in grid:
         if (tile.row, tile.col) in done:
             continue
-        if job.tissue.any_in(tile.outer):
+        if job.needs_network(tile.outer):
             busy.append(tile)
         else:
-            write_glass(job, tile)
+            write_empty(job, tile)
     n_before = len(grid) - len(busy)
     progress(n_before, len(grid), "segmenting")
     for n, _ in enumerate(executor(job, busy), 1):
@@ -214,7 +226,7 @@ def _spec(slide: Slide, view: SlideView, grid: TileGrid, info: ModelInfo, option
             "format": slide.format,
             "width": width,
             "height": height,
-            "mpp": view.mpp / view.level0_per_pixel,
+            "mpp": options.mpp or slide.mpp,
             "fingerprint": fingerprint(slide.path),
         },
         model={"name": info.name, "sha256": info.sha256, "licence": info.licence},
@@ -223,6 +235,7 @@ def _spec(slide: Slide, view: SlideView, grid: TileGrid, info: ModelInfo, option
             "decode": info.decode.model_dump(mode="json"),
             "with_image": options.with_image,
             "flips": options.flips,
+            "all_tissue": options.all_tissue,
             "backend": options.backend,
         },
         classes=info.classes,
@@ -232,7 +245,29 @@ def _spec(slide: Slide, view: SlideView, grid: TileGrid, info: ModelInfo, option
         extent=grid.extent,
         core=grid.core,
         margin=grid.margin,
+        metadata=scanner_metadata(slide.path) if options.keep_metadata else None,
     )
+
+
+def _provenance(options: SegmentOptions) -> dict[str, Any]:
+    """What ``again`` needs beside the spec; two runs that differ in it alone are the same run."""
+    roi = options.roi
+    return {
+        "made_with": runtime(options.device, options.backend),
+        "roi": None if roi is None else [roi.y0, roi.x0, roi.y1, roi.x1],
+    }
+
+
+def _shares(quality: QualityMap, extent: Box) -> dict[str, Any]:
+    """How much tissue there is in ``extent``, shares of it that cannot be judged, and how the rest is stained."""
+    mm2 = {kind: quality.area_mm2(kind, extent) for kind in (USABLE, PEN, OUT_OF_FOCUS)}
+    tissue_mm2 = sum(mm2.values())
+    shares = {"pen": mm2[PEN], "out_of_focus": mm2[OUT_OF_FOCUS]}
+    return {
+        "tissue_mm2": round(tissue_mm2, 6),
+        **{kind: round(area / tissue_mm2, 6) if tissue_mm2 else 0.0 for kind, area in shares.items()},
+        "density": None if quality.density is None else [round(v, 4) for v in quality.density],
+    }
 
 
 def _notes(slide: Slide, view: SlideView, options: SegmentOptions) -> Iterator[str]:
@@ -248,8 +283,9 @@ def _result(
     grid: TileGrid,
     n_computed: int,
     began: float,
-    notes: tuple[str, ...],
+    notes: list[str],
     summary: StitchSummary | None,
 ) -> SegmentResult:
+    all_notes = (*notes, *notes_of(store))
     seconds = time.perf_counter() - began
-    return SegmentResult(store, len(grid), n_computed, grid.redundancy, seconds, notes, summary)
+    return SegmentResult(store, len(grid), n_computed, grid.redundancy, seconds, all_notes, summary)

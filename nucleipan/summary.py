@@ -9,7 +9,8 @@ from nucleipan.files import whole_file
 from nucleipan.segment import SegmentResult
 
 _COLUMNS = (
-    "slide", "status", "store", "nuclei", "area_mm2", "seconds", "tiles", "tiles_computed", "mpp", "model", "notes",
+    "slide", "status", "store", "nuclei", "area_mm2", "seconds", "tiles", "tiles_computed", "mpp", "model", "pen",
+    "out_of_focus", "notes",
 )  # fmt: skip
 # A cell that begins like this is run as a formula by spreadsheets; file names come from outside.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -25,6 +26,7 @@ class BatchSummary:
     def add(self, slide: Path, result: SegmentResult) -> None:
         """A slide that was segmented, now or earlier."""
         store = result.store
+        quality = store.attributes.get("quality", {})  # shares of the tissue
         self._add(
             slide=str(slide),
             status="done" if result.summary else "was done",
@@ -36,6 +38,7 @@ class BatchSummary:
             tiles_computed=result.n_computed,
             mpp=f"{store.mpp:.4f}",
             model=store.model["name"],
+            **{kind: f"{quality[kind]:.4f}" for kind in ("pen", "out_of_focus") if kind in quality},
             notes="; ".join(result.notes),
         )
 

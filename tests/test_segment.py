@@ -1,7 +1,7 @@
 """The whole path, with a network that knows the truth and with one that knows nothing.
 
 The oracle sees only what a network sees, a tile's pixels: the truth is written into the colours of a lossless
-slide (red: class, green and blue: offset to the nucleus's centre).
+slide (red: class, green and blue: offset to the nucleus's centre). Red is bright, as in tissue: else it would be pen.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from nucleipan.transforms import SlideTiles, TileSplitter, default_transforms
 
 K = len(DEFAULT_CLASSES)
 SHAPE = (460, 700)
+RED = 200  # of class 0
 
 
 def truth_planes(shape: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,7 +63,7 @@ def slide(tmp_path_factory) -> Path:
     ids, classes, centres = truth_planes(SHAPE, 1)
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     rgb = np.full((*SHAPE, 3), 128, np.uint8)
-    rgb[..., 0] = classes
+    rgb[..., 0] = RED + classes
     inside = ids > 0
     rgb[..., 1][inside] = (128 + centres[ids][..., 0] - y)[inside]
     rgb[..., 2][inside] = (128 + centres[ids][..., 1] - x)[inside]
@@ -76,8 +77,9 @@ def slide(tmp_path_factory) -> Path:
 
 def oracle(image: Tensor) -> HeadOutputs:
     colours = image.float()
-    semantic = torch.nn.functional.one_hot(colours[:, 0].long() - 1, K).permute(0, 3, 1, 2) * 20.0 - 10
-    is_nucleus = colours[:, :1] <= len(DEFAULT_CLASSES.things)
+    classes = colours[:, :1] - RED
+    semantic = torch.nn.functional.one_hot(classes[:, 0].long() - 1, K).permute(0, 3, 1, 2) * 20.0 - 10
+    is_nucleus = classes <= len(DEFAULT_CLASSES.things)
     # Under a nucleus the tissue is unknown to the slide; say stroma.
     semantic[:, 8] = torch.where(is_nucleus[:, 0], 0.0, semantic[:, 8])
     return HeadOutputs(semantic, torch.where(is_nucleus, 10.0, -10.0), colours[:, 1:] - 128)
@@ -244,7 +246,7 @@ def test_two_processes_do_not_write_one_store(slide, tmp_path):
 
 
 def test_an_overruled_pixel_size_is_said(slide, tmp_path):
-    result = segment_slide(slide, tmp_path, model(), SegmentOptions(mpp=0.6), network=lambda x: oracle(x * 0 + 7))
+    result = segment_slide(slide, tmp_path, model(), SegmentOptions(mpp=0.6), network=lambda x: oracle(x * 0 + RED + 7))
     assert [n.split(";")[0] for n in result.notes] == [
         "says 0.5 um per pixel",
         "has 0.6 um per pixel and was enlarged to the model's 0.5",
@@ -273,7 +275,7 @@ def test_glass_is_skipped(tmp_path):
 
     def counts(image: Tensor) -> HeadOutputs:
         seen.append(image.shape)
-        return oracle(torch.full_like(image, 7))
+        return oracle(torch.full_like(image, RED + 7))
 
     result = segment_slide(path, tmp_path, model(), SegmentOptions(tile=96), network=counts)
     assert 0 < len(seen) == result.n_computed < result.n_tiles

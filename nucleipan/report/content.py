@@ -9,6 +9,7 @@ import numpy as np
 
 from nucleipan import __version__
 from nucleipan.classes import PanopticClass
+from nucleipan.plausible import notes_of
 from nucleipan.report.distributions import Distribution
 from nucleipan.report.frame import Frame
 from nucleipan.report.tally import Tally
@@ -112,6 +113,7 @@ def warnings_of(frame: Frame, tally: Tally) -> list[str]:
             f"The slide has {frame.level0_mpp:.4g} µm per pixel and was enlarged to the model's {store.mpp:.4g}; "
             "small nuclei and fine borders are less reliable."
         )
+    found += [f"The slide {note}." for note in notes_of(store)]
     if tally.n_nuclei == 0:
         found.append("No nuclei were found.")
     on_glass = int(tally.counts[:, frame.n_tissues :].sum())
@@ -156,12 +158,19 @@ def facts_of(frame: Frame, tally: Tally) -> list[tuple[str, list[tuple[str, str]
                 *((key, _text(value)) for key, value in _flat(config) if key != "nucleipan"),
             ],
         ),
+        ("Tissue that can be judged", _judged(_entries(store.attributes.get("quality")))),
         ("Joining the tiles", _stitching(_entries(store.attributes.get("stitching")))),
     ]
 
 
 def _plane_use(step: int) -> str:
     return "measured on every pixel" if step == 1 else f"measured on one pixel in {step} × {step}"
+
+
+def _judged(found: dict[str, Any]) -> list[tuple[str, str]]:
+    meanings = {"out_of_focus": "Out of focus", "pen": "Under pen"}
+    shares = [(text, found[key]) for key, text in meanings.items() if isinstance(found.get(key), float)]
+    return [(text, f"{100 * share:.2f} % of the tissue") for text, share in shares]
 
 
 def _stitching(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nucleipan.slide.metadata import scanner_metadata
 from nucleipan.slide.opening import open_slide
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """JSON-ready facts: ``path, format, file_size_bytes, shape, mpp, objective, compression, levels``.
+    """JSON-ready facts: ``path, format, file_size_bytes, shape, mpp, objective, compression, levels, metadata``.
 
     ``shape`` is (height, width) of level 0, ``mpp`` its micrometres per pixel; ``levels`` holds shape, downsample and
-    mpp of each. What the file does not say is None. The size of a folder is that of all files in it.
+    mpp of each; ``metadata`` is all else that the file says and may name a patient. What the file does not say is None.
+    The size of a folder is that of all files in it.
 
     Raises:
         SlideError: the slide cannot be opened.
@@ -35,6 +37,7 @@ def describe(path: str | Path) -> dict[str, Any]:
                 }
                 for level in slide.levels
             ],
+            "metadata": scanner_metadata(path),
         }
 
 

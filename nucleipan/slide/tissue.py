@@ -51,16 +51,21 @@ class TissueMask:
 
     def cut(self, box: Box) -> np.ndarray:
         """bool[h, w], the mask over ``box`` at the view's resolution: each pixel takes what its centre lies in."""
-        rows, cols = (
-            ((np.arange(start, stop) + 0.5) / self.scale).astype(int).clip(0, n - 1)
-            for start, stop, n in zip((box.y0, box.x0), (box.y1, box.x1), self.mask.shape, strict=True)
-        )
-        return self.mask[np.ix_(rows, cols)]
+        return nearest(self.mask, self.scale, box)
 
     @property
     def fraction(self) -> float:
         """Share of the view that is tissue."""
         return float(self.mask.mean())
+
+
+def nearest(plane: np.ndarray, scale: float, box: Box) -> np.ndarray:
+    """[h, w], ``plane`` over ``box`` of a grid with ``scale`` pixels per pixel of the plane."""
+    rows, cols = (
+        ((np.arange(start, stop) + 0.5) / scale).astype(int).clip(0, n - 1)
+        for start, stop, n in zip((box.y0, box.x0), (box.y1, box.x1), plane.shape, strict=True)
+    )
+    return plane[np.ix_(rows, cols)]
 
 
 def tissue_mask(view: SlideView, mpp: float = 8.0) -> TissueMask:

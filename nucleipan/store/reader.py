@@ -94,8 +94,14 @@ class PanopticStore:
 
     @property
     def slide(self) -> dict[str, Any]:
-        """JSON-ready: name, format, width, height and mpp of full resolution, fingerprint."""
+        """JSON-ready: name, format, width, height and mpp of full resolution, fingerprint. Never ``metadata``, so that what
+        is made from it says no more."""
         return self.spec.slide
+
+    @property
+    def metadata(self) -> dict[str, str] | None:
+        """What else the slide's file says, if that was kept (``segment --keep-metadata``); it may name a patient."""
+        return self.spec.metadata
 
     @property
     def model(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nucleipan.classes import PanopticClasses
@@ -11,6 +11,7 @@ from nucleipan.errors import StoreError
 from nucleipan.geometry import Box
 
 STORE_VERSION = 1
+_METADATA = "metadata"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class StoreSpec:
 
     Attributes:
         slide: name, size, mpp, fingerprint.
+        metadata: what else the slide's file says, see ``slide.metadata``; None unless it was asked to be kept. It may
+            name a patient, so it is in no error.
         model: name, sha256, licence.
         config: the resolved configuration, JSON-ready.
         classes: of the model.
@@ -39,12 +42,14 @@ class StoreSpec:
     extent: Box
     core: int
     margin: int
+    metadata: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as kept in ``run.json`` and in the store's attributes."""
         extent = self.extent
+        slide = self.slide if self.metadata is None else self.slide | {_METADATA: self.metadata}
         document = {
-            "version": STORE_VERSION, "slide": self.slide, "model": self.model, "config": self.config,
+            "version": STORE_VERSION, "slide": slide, "model": self.model, "config": self.config,
             "classes": self.classes.to_list(), "shape": self.shape, "mpp": self.mpp,
             "level0_per_pixel": self.level0_per_pixel, "extent": [extent.y0, extent.x0, extent.y1, extent.x1],
             "core": self.core, "margin": self.margin,
@@ -63,22 +68,29 @@ class StoreSpec:
             raise StoreError(f"store version {version} is newer than {STORE_VERSION}; update nucleipan to read it")
         try:
             height, width = document["shape"]
+            slide = dict(document["slide"])
+            metadata = slide.pop(_METADATA, None)
             return cls(
-                document["slide"], document["model"], document["config"],
+                slide, document["model"], document["config"],
                 PanopticClasses.from_list(document["classes"]), (height, width), document["mpp"],
                 document["level0_per_pixel"], Box(*document["extent"]), document["core"], document["margin"],
+                metadata,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"store attributes are malformed ({error!r}); segment the slide again") from error
 
     def differences(self, other: StoreSpec) -> list[str]:
         """``field: mine here, theirs there`` for each entry that differs, in order; empty for equal specs."""
-        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        mine, theirs = _flat(self._identity()), _flat(other._identity())
         return [
             f"{key}: {mine.get(key, 'nothing')!r} here, {theirs.get(key, 'nothing')!r} there"
             for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key)
         ]
+
+    def _identity(self) -> dict[str, Any]:
+        """``to_dict`` with the fact that metadata are kept in the place of what they say."""
+        return replace(self, metadata=None if self.metadata is None else {"is": "kept"}).to_dict()
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -55,6 +55,7 @@ SHAPE = (700, 1100)
 MPP = 0.5
 TILE = 256
 STROMA = DEFAULT_CLASSES.by_name("stroma").id
+RED = 200  # of class 0: bright, as in tissue; else it would be pen
 
 
 # Data
@@ -64,7 +65,7 @@ def truth(shape: tuple[int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
     """Discs on a jittered grid: int ids in raster order of the grid, uint8 pixels [h, w, 3] that tell of them."""
     rng = np.random.default_rng(3)
     ids, rgb = np.zeros(shape, np.int32), np.full((*shape, 3), 128, np.uint8)
-    rgb[..., 0] = STROMA
+    rgb[..., 0] = RED + STROMA
     grid_y, grid_x = np.mgrid[: shape[0], : shape[1]]
     n = 0
     for y in range(16, shape[0] - 16, 26):
@@ -74,7 +75,7 @@ def truth(shape: tuple[int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
             box = np.s_[cy - 8 : cy + 9, cx - 8 : cx + 9]
             inside = (grid_y[box] - cy) ** 2 + (grid_x[box] - cx) ** 2 <= rng.integers(16, 60)
             ids[box][inside] = n
-            rgb[box][inside, 0] = 1 + n % 5
+            rgb[box][inside, 0] = RED + 1 + n % 5
             rgb[box][inside, 1] = (128 + cy - grid_y[box])[inside]
             rgb[box][inside, 2] = (128 + cx - grid_x[box])[inside]
     return ids, rgb
@@ -83,8 +84,9 @@ def truth(shape: tuple[int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
 def oracle(image: torch.Tensor) -> HeadOutputs:
     """What ``truth`` wrote into the pixels, uint8 or float in [0, 1]."""
     colours = image.float() if image.dtype == torch.uint8 else (image * 255).round()
-    semantic = torch.nn.functional.one_hot(colours[:, 0].long() - 1, len(DEFAULT_CLASSES)).permute(0, 3, 1, 2)
-    is_nucleus = colours[:, :1] <= len(DEFAULT_CLASSES.things)
+    classes = colours[:, :1] - RED
+    semantic = torch.nn.functional.one_hot(classes[:, 0].long() - 1, len(DEFAULT_CLASSES)).permute(0, 3, 1, 2)
+    is_nucleus = classes <= len(DEFAULT_CLASSES.things)
     semantic = semantic * 20.0 - 10
     semantic[:, STROMA - 1] = torch.where(is_nucleus[:, 0], 0.0, semantic[:, STROMA - 1])
     return HeadOutputs(semantic, torch.where(is_nucleus, 10.0, -10.0), colours[:, 1:] - 128)
