@@ -18,7 +18,7 @@ from nucleipan.synthetic import SyntheticScene, write_slide
 __all__ = ["cli"]  # the fixture
 
 # None of them the default.
-OPTIONS = ("--roi", "16,32,208,240", "--tile", "96", "--mpp", "0.51", "--flips", "--with-image", "--backend", "torch")
+OPTIONS = ("--roi", "16,32,208,240", "--tile", "128", "--mpp", "0.51", "--flips", "--with-image", "--backend", "torch")
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,13 @@ def test_the_same_bytes_again(cli: Cli, files: tuple[Path, Path], store: Path, t
     assert lists[0].count("\n") > 10
     assert lists[0] == lists[1]
     made = PanopticStore.open(tmp_path / "again" / "good.ome.zarr")
-    assert (made.spec.core, made.mpp, made.config["flips"], made.n_nuclei > 0) == (96, 0.51, True, True)
+    assert (made.spec.core, made.mpp, made.config["flips"], made.n_nuclei > 0) == (128, 0.51, True, True)
 
 
 def test_what_contradicts_is_refused(cli: Cli, files: tuple[Path, Path], store: Path, tmp_path: Path) -> None:
     slide, model = files
     like = ("segment", "--like", store, slide, "--out", tmp_path / "again", "--model", model)
-    agreeing = cli(*like, "--tile", "96", "--roi", "16,32,208,240", "--backend", "auto", "--device", "cpu")
+    agreeing = cli(*like, "--tile", "128", "--roi", "16,32,208,240", "--backend", "auto", "--device", "cpu")
     assert agreeing.code == 0, agreeing.stderr
     for options in (["--tile", "2048"], ["--mpp", "0.5"], ["--roi", "0,0,64,64"], ["--keep-metadata"]):
         refused = cli(*like, *options)

@@ -94,8 +94,8 @@ class PanopticStore:
 
     @property
     def slide(self) -> dict[str, Any]:
-        """JSON-ready: name, format, width, height and mpp of full resolution, fingerprint. Never ``metadata``, so that what
-        is made from it says no more."""
+        """JSON-ready: name, format, width, height and mpp of full resolution, fingerprint; never ``metadata``, so that
+        what is made from it says no more."""
         return self.spec.slide
 
     @property
