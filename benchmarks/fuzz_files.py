@@ -223,7 +223,9 @@ def make_datasets(folder: Path) -> None:
     _png(folder / "monuseg/Tissue Images/a.png", rgb)
     vertices = "\n".join(f'<Vertex X="{x}" Y="{y}" />' for x, y in ((3, 3), (90, 3), (90, 90.5)))
     regions = f"<Regions>\n<Region>\n<Vertices>\n{vertices}\n</Vertices>\n</Region>\n</Regions>"
-    _text(folder / "monuseg/Annotations/a.xml", f"<Annotations>\n<Annotation>\n{regions}\n</Annotation>\n</Annotations>")
+    _text(
+        folder / "monuseg/Annotations/a.xml", f"<Annotations>\n<Annotation>\n{regions}\n</Annotation>\n</Annotations>"
+    )
     _png(folder / "consep/Train/Images/a.png", rgb)
     (folder / "consep/Train/Labels").mkdir(parents=True)
     arrays = {"inst_map": ids.astype(float), "type_map": (ids > 0).astype(float)}
@@ -247,7 +249,10 @@ def _features() -> dict[str, Any]:
         return {"type": "Feature", "id": "5d0f", "geometry": geometry, "properties": properties}
 
     square = [[10, 10], [10, 40.5], [40, 40], [40, 10], [10, 10]]
-    found = [feature("detection", "Tumor", square), feature("annotation", "Stroma", [[2 * v for v in p] for p in square])]
+    found = [
+        feature("detection", "Tumor", square),
+        feature("annotation", "Stroma", [[2 * v for v in p] for p in square]),
+    ]
     return {"type": "FeatureCollection", "features": [*found, feature("annotation", "Region*", square)]}
 
 

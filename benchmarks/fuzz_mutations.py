@@ -1,8 +1,8 @@
 """One file made wrong: its bytes, or what its format means by them.
 
-Random bytes rarely get past the first check of a format. So, where the format is known, an entry of a TIFF directory, a
-value of a JSON document, a chunk of a PNG or a word of a text is replaced by something that has hurt readers before, and
-everything around it (offsets, lengths, check sums) is kept right.
+Random bytes rarely get past the first check of a format. So, where the format is known, an entry of a TIFF directory,
+a value of a JSON document, a chunk of a PNG or a word of a text is replaced by something that has hurt readers before,
+and everything around it (offsets, lengths, check sums) is kept right.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from random import Random
 from typing import Any
 
 _INTEGERS = (
-    0, 1, 2, 7, 16, 255, 256, 4096, 32768, 65535, 65536, 100_000, 10**6, 2**24, 2**29, 2**31 - 1, 2**31, 2**32 - 1, 2**63,
+    0, 1, 2, 7, 16, 255, 256, 4096, 32768, 65535, 65536, 100_000, 10**6, 2**24, 2**29,
+    2**31 - 1, 2**31, 2**32 - 1, 2**63,
 )  # fmt: skip
 _TEXTS = (
-    "", "0", "-1", "1e999", "nan", "../../../etc/passwd", "/etc/passwd", "a" * 300, "x\0y", "\x1b[2J\r\nforged", "9" * 5000,
+    "", "0", "-1", "1e999", "nan", "../../../etc/passwd", "/etc/passwd", "a" * 300, "x\0y",
+    "\x1b[2J\r\nforged", "9" * 5000,
     "=1+1", "<b>", "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace"), "\N{RIGHT-TO-LEFT OVERRIDE}",
 )  # fmt: skip
 _WORDS = (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from nucleipan.edits import open_corrected
+from nucleipan.errors import printable
 from nucleipan.slide import describe
 from nucleipan.store import PanopticStore
 
@@ -31,7 +33,7 @@ def print_description(description: dict[str, Any]) -> None:
         elif isinstance(value, dict):
             print(f"{key}:")
             for name, item in value.items():
-                print(f"  {name}: {_text(item)}")
+                print(f"  {printable(name)}: {_text(item)}")
         else:
             print(f"{key}: {_text(value)}")
 
@@ -41,7 +43,9 @@ def _is_store(path: Path) -> bool:
 
 
 def _describe_store(store: PanopticStore) -> dict[str, Any]:
-    counts = store.nuclei(["class"])["class"].value_counts().to_pylist()
+    counts: Counter[str] = Counter()
+    for table in store.nuclei_batches(["class"]):  # never all of them at once
+        counts.update({str(c["values"]): c["counts"] for c in table["class"].value_counts().to_pylist()})
     return {
         "path": str(store.path),
         "format": "nucleipan panoptic store (OME-Zarr 0.5)",
@@ -51,7 +55,7 @@ def _describe_store(store: PanopticStore) -> dict[str, Any]:
         "model": store.model,
         **({"corrections": store.corrections} if store.corrections else {}),
         "n_nuclei": store.n_nuclei,
-        "nuclei": {str(c["values"]): c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])},
+        "nuclei": dict(counts.most_common()),
         "classes": ", ".join(c.name for c in store.classes.classes),
     }
 
@@ -63,4 +67,4 @@ def _text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return " x ".join(_text(v) for v in value)
-    return str(value)
+    return printable(value)

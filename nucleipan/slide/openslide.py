@@ -7,6 +7,7 @@ are therefore read in blocks of a fixed grid, so that a pixel has one value what
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -111,6 +112,7 @@ class OpenSlideSlide:
 
 def _number(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        value = None if text is None else float(text)
     except ValueError:
         return None
+    return value if value is not None and math.isfinite(value) else None
