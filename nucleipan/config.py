@@ -17,7 +17,7 @@ from nucleipan.documents import plain_bytes
 from nucleipan.errors import ConfigError, reason
 from nucleipan.training.config import TrainConfig
 
-_MAX_BYTES = 2**20
+_MAX_BYTES = 2**17  # two seconds of parsing
 _MAX_NODES = 100_000
 _MAX_CHARACTERS = 2000  # of one value; longer numbers take Python minutes, or cannot be printed
 _PATH_FIELDS = ("data_root", "splits", "output", "classes_from")

@@ -157,9 +157,9 @@ def _resolve(name_or_path: str | Path) -> Path:
 def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last of PyTorch, which maps the file
         raise ModelError(
-            f"{path}: not a readable safetensors file ({error}); weights load from safetensors only"
+            f"{path}: not a readable safetensors file ({reason(error)}); weights load from safetensors only"
         ) from error
 
 

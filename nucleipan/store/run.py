@@ -128,7 +128,7 @@ def open_or_resume(path: Path | str, spec: StoreSpec, overwrite: bool = False) -
     folder = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for name in (path, folder, _replaced_path(path), folder / "tiles"):
+        for name in (path, folder, _replaced_path(path), *folder.rglob("*")):
             _refuse_link(name)
         _recover(path, folder)
         if path.exists() and not is_own_store(path):
