@@ -43,7 +43,16 @@ def _change(data: bytes, name: str, random: Random) -> bytes:
         return _bytes(data, random)
     try:
         return _by_content(data, name)(data, random)
-    except (ValueError, IndexError, OverflowError, struct.error, OSError, EOFError, RecursionError, zlib.error):  # wrong already
+    except (
+        ValueError,
+        IndexError,
+        OverflowError,
+        struct.error,
+        OSError,
+        EOFError,
+        RecursionError,
+        zlib.error,
+    ):  # wrong already
         return _bytes(data, random)
 
 

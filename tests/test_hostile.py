@@ -280,7 +280,20 @@ def with_a_long_name(document: dict[str, Any]) -> str:
     return json.dumps(document)
 
 
-@pytest.mark.parametrize("change", [nested, without_object, with_many_levels, with_a_long_name])
+def with_a_long_axis(document: dict[str, Any]) -> str:
+    document["attributes"]["ome"]["multiscales"][0]["axes"][1]["name"] = [0] * 70_000
+    return json.dumps(document)
+
+
+def with_a_huge_scale(document: dict[str, Any]) -> str:
+    dataset = document["attributes"]["ome"]["multiscales"][0]["datasets"][0]
+    dataset["coordinateTransformations"][0]["scale"] = [1, 10**400, 1]
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    "change", [nested, without_object, with_many_levels, with_a_long_name, with_a_long_axis, with_a_huge_scale]
+)
 def test_ngff_metadata_that_do_harm(tmp_path: Path, change: Callable[[dict[str, Any]], str]) -> None:
     write_zarr(tmp_path / "a.zarr")
     path = tmp_path / "a.zarr" / "zarr.json"
@@ -341,3 +354,39 @@ def test_a_png_of_few_bytes_and_many_pixels(tmp_path: Path) -> None:
     data = imagecodecs.png_encode(np.zeros((20, 20, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(data[:16] + struct.pack(">II", 16_000, 16_000) + data[24:])
     refuse(tmp_path / "a.png", "damaged")
+
+
+def retagged(path: Path, **changes: tuple[int, int]) -> None:
+    """A JPEG-tiled SVS whose entries ``t<tag>`` have the given type and value."""
+    description = "Aperio Image\r\n256x256 |AppMag = 20|MPP = 0.5"
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    tifffile.imwrite(
+        path, pixels, photometric="rgb", tile=(64, 64), compression="jpeg", metadata=None, description=description
+    )
+    with tifffile.TiffFile(path) as tiff:
+        places = {name: tiff.pages[0].tags[int(name[1:])].offset for name in changes}
+    data = bytearray(path.read_bytes())
+    for name, (kind, value) in changes.items():
+        struct.pack_into("<H", data, places[name] + 2, kind)
+        if value >= 0:
+            struct.pack_into("<I", data, places[name] + 8, value)
+    path.write_bytes(data)
+
+
+def test_openslide_is_not_asked_for_what_would_end_the_process(tmp_path: Path) -> None:
+    """It aborts where there is no memory for a tile; found by fuzzing."""
+    retagged(tmp_path / "a.svs", t262=(3, 0), t323=(4, 2**31 - 1))
+    with pytest.raises(SlideError, match="2147483647 x 64 pixels must be decoded in one piece"):
+        open_slide(tmp_path / "a.svs")
+
+
+@pytest.mark.parametrize("tag", [324, 325])
+@pytest.mark.parametrize("kind", [9, 11], ids=["signed", "floating"])
+def test_places_that_are_no_whole_numbers(tmp_path: Path, tag: int, kind: int) -> None:
+    retagged(tmp_path / "a.svs", **{f"t{tag}": (kind, -1)})
+    data = bytearray((tmp_path / "a.svs").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.svs") as tiff:
+        at = tiff.pages[0].tags[tag].valueoffset
+    struct.pack_into("<i" if kind == 9 else "<f", data, at, -5)
+    (tmp_path / "a.svs").write_bytes(data)
+    refuse(tmp_path / "a.svs")

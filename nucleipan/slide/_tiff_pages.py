@@ -197,6 +197,8 @@ class TiffPagePixels:
                 f"{path}: lists {len(page.dataoffsets)} tiles of {len(page.databytecounts)} sizes for an image that "
                 f"needs {expected}; the file is damaged"
             )
+        if not all(type(n) is int and n >= 0 for n in (*page.dataoffsets, *page.databytecounts)):
+            raise SlideError(f"{path}: places and sizes of its tiles are no whole numbers; the file is damaged")
         kind = "tiles" if page.is_tiled else "strips"
         check_pieces(path, expected, self._segment_shape[0] * self._segment_shape[1], kind)
         end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))

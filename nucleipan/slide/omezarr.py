@@ -51,7 +51,7 @@ class OmeZarrSlide:
             units = {str(a["name"]): a.get("unit") for a in multiscale["axes"] if isinstance(a, dict)}
             names = [_inside(path, str(d["path"])) for d in multiscale["datasets"]]
             scale = _scale(multiscale)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise SlideError(f"{path}: NGFF metadata lack or garble {reason(error)}; write the image again") from error
         if len(names) > _MAX_LEVELS:
             raise SlideError(
@@ -95,12 +95,12 @@ class OmeZarrSlide:
     def _check_arrays(self) -> None:
         axes = self._axes
         if "y" not in axes or "x" not in axes or len(set(axes)) != len(axes) or not self._arrays:
-            raise SlideError(f"{self.path}: axes are {axes}; expected an image with y, x and a channel axis c")
+            raise SlideError(f"{self.path}: axes are {axes!s:.80}; expected an image with y, x and a channel axis c")
         for array in self._arrays:
             if array.ndim != len(axes) or array.dtype != np.uint8:
                 raise SlideError(
                     f"{self.path}: array {array.name} is {array.dtype} with {array.ndim} axes; "
-                    f"expected 8-bit RGB with axes {axes}"
+                    f"expected 8-bit RGB with axes {axes!s:.80}"
                 )
             sizes = dict(zip(axes, array.shape, strict=True))
             others = {a: n for a, n in sizes.items() if a not in "cyx" and n != 1}

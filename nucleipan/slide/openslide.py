@@ -17,7 +17,7 @@ import openslide
 
 from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
-from nucleipan.slide._types import Level, check_region, make_levels, mean_mpp, to_rgb
+from nucleipan.slide._types import Level, check_decodable, check_region, make_levels, mean_mpp, to_rgb
 
 _BLOCK = 1024
 _NAMES = {
@@ -62,6 +62,7 @@ class OpenSlideSlide:
             ) from error
         try:
             self.levels: tuple[Level, ...] = make_levels(path, [(h, w) for w, h in self._slide.level_dimensions])
+            self._check_tiles()
         except SlideError:
             self._slide.close()
             raise
@@ -97,6 +98,15 @@ class OpenSlideSlide:
                 f"{self.path}: {box} of level {level} cannot be read ({reason(error)}); damaged file"
             ) from error
         return to_rgb(self.path, np.asarray(rgba))
+
+    def _check_tiles(self) -> None:
+        """OpenSlide ends the process where there is no memory for a tile."""
+        for level in range(len(self.levels)):
+            sides = [
+                self._slide.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("height", "width")
+            ]
+            if None not in sides:
+                check_decodable(self.path, *(int(_number(side) or 0) for side in sides), "a tile")
 
     def close(self) -> None:
         self._slide.close()
