@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -283,6 +284,9 @@ def read_dataset(path: Path) -> None:
 def slides(make: Callable[[Path], None]) -> Target:
     # Compiled code is loaded here, once, and not by the process of every input.
     tissue_mask(at_mpp(ArraySlide(Path("warm"), picture(), mpp=0.25), 0.5))
+    if make is make_dicoms:
+        importlib.import_module("wsidicom")
+        importlib.import_module("nucleipan.slide._dicom_raster")
     return Target(make, read_slide)
 
 
