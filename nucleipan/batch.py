@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nucleipan.edits import corrected
-from nucleipan.errors import ConfigError, NucleipanError
+from nucleipan.errors import ConfigError, NucleipanError, printable
 from nucleipan.exports import FORMATS, ExportOptions, export_store
 from nucleipan.network.weights import DEFAULT_MODEL, Model, load_model, model_for
 from nucleipan.overlay import overlay_of_store, save_picture
@@ -112,17 +112,17 @@ def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
         for path in sorted(slides, key=_n_bytes, reverse=True):
             try:
                 model = load(_model_name(path, batch))
-                with _shown_progress(path.name) as progress:
+                with _shown_progress(printable(path.name)) as progress:
                     result = segment_slide(path, batch.out, model, batch.options, executor=executor, progress=progress)
                 _write_extras(path, result.store, batch, model)
             except Exception as error:  # whatever it is, it is counted and said, and the other slides go on
                 line = _failure(path, error)
-                print(f"nucleipan: {line}", file=sys.stderr)
+                print(f"nucleipan: {printable(line)}", file=sys.stderr)
                 summary.add_failure(path, line)
             else:
-                print(_summary_line(path, result), flush=True)
+                print(printable(_summary_line(path, result)), flush=True)
                 for note in result.notes:
-                    print(f"nucleipan: {path}: {note}", file=sys.stderr)
+                    print(printable(f"nucleipan: {path}: {note}"), file=sys.stderr)
                 summary.add(path, result)
             if len(slides) > 1 and batch.out.is_dir():
                 summary.write(batch.out / "summary.csv")
@@ -201,7 +201,8 @@ def _shown_progress(name: str) -> Iterator[ProgressCall]:
         yield _plain_lines(name)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(name, total=None)

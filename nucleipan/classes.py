@@ -130,7 +130,7 @@ class PanopticClasses:
                     PanopticClass(int(i["id"]), str(i["name"]), bool(i["is_thing"]), _color(i["color"])) for i in items
                 )
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"class list is malformed ({error!r}); expected id, name, is_thing, color") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nucleipan.errors import ConfigError, DataError, ModelError, NucleipanError
+from nucleipan.errors import ConfigError, DataError, ModelError, NucleipanError, printable
 from nucleipan.exports import FORMATS, OF_RESULTS
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def main() -> None:
     try:
         app()
     except NucleipanError as error:
-        print(f"nucleipan: {error}", file=sys.stderr)
+        print(f"nucleipan: {printable(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (ConfigError, ModelError)) else 1)
 
 
@@ -169,7 +169,7 @@ def sample(
     from nucleipan.sample import fetch_sample
 
     result = fetch_sample(out)
-    print(result.message)
+    print(printable(result.message))
 
 
 @app.command()
@@ -191,7 +191,7 @@ def export(
     if format not in FORMATS:
         raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}")
     n = export_store(_open_store(store, original), format, out, ExportOptions(_parse_roi(roi), slide))
-    print(f"{out}: {n} {FORMATS[format].counts}")
+    print(printable(f"{out}: {n} {FORMATS[format].counts}"))
 
 
 @app.command()
@@ -210,7 +210,7 @@ def report(
     opened = _open_store(store, original)
     refuse_damaged(store)
     write_report(opened, out, slide)
-    print(out)
+    print(printable(out))
 
 
 @app.command()
@@ -262,7 +262,7 @@ def train(
     except ModuleNotFoundError as error:
         raise ConfigError(f"training needs the package {error.name}; pip install 'nucleipan[train]'") from error
     path = train_model(load_train_config(config, set_ or ()), device)
-    print(f"weights: {path}")
+    print(printable(f"weights: {path}"))
 
 
 @app.command()

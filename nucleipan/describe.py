@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from nucleipan.edits import open_corrected
+from nucleipan.errors import printable
 from nucleipan.plausible import notes_of
 from nucleipan.slide import describe
 from nucleipan.store import PanopticStore
@@ -35,11 +37,11 @@ def _print_entries(entries: dict[str, Any], indent: str) -> None:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             print(f"{indent}{key}:")
             for item in value:
-                print(f"{indent}  " + "  ".join(f"{k} {_text(v)}" for k, v in item.items()))
+                print(f"{indent}  " + "  ".join(f"{printable(k)} {_text(v)}" for k, v in item.items()))
         elif isinstance(value, list) and value and isinstance(value[0], str):
-            print(f"{indent}{key}:", *map(_text, value), sep=f"\n{indent}  ")
+            print(f"{indent}{printable(key)}:", *map(_text, value), sep=f"\n{indent}  ")
         elif isinstance(value, dict) and value:
-            print(f"{indent}{key}:")
+            print(f"{indent}{printable(key)}:")
             _print_entries(value, f"{indent}  ")
         else:
             print(f"{indent}{_text(key)}: {_text(value)}")
@@ -50,8 +52,11 @@ def _is_store(path: Path) -> bool:
 
 
 def _describe_store(store: PanopticStore) -> dict[str, Any]:
-    quality = store.attributes.get("quality", {})
-    counts = store.nuclei(["class"])["class"].value_counts().to_pylist()
+    found = store.attributes.get("quality")
+    quality = found if isinstance(found, dict) else {}  # stores of other versions have none
+    counts: Counter[str] = Counter()
+    for table in store.nuclei_batches(["class"]):  # never all of them at once
+        counts.update({str(c["values"]): c["counts"] for c in table["class"].value_counts().to_pylist()})
     return {
         "path": str(store.path),
         "format": "nucleipan panoptic store (OME-Zarr 0.5)",
@@ -63,7 +68,7 @@ def _describe_store(store: PanopticStore) -> dict[str, Any]:
         "notes": notes_of(store),
         **({"corrections": store.corrections} if store.corrections else {}),
         "n_nuclei": store.n_nuclei,
-        "nuclei": {str(c["values"]): c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])},
+        "nuclei": dict(counts.most_common()),
         "classes": ", ".join(c.name for c in store.classes.classes),
     }
 
@@ -83,5 +88,4 @@ def _text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return " x ".join(_text(v) for v in value)
-    # Metadata come from files: on one line, and without what would steer a terminal.
-    return "".join(c if c.isprintable() else " " for c in str(value))
+    return printable(value)

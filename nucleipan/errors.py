@@ -15,6 +15,8 @@ Each is also the built-in error it refines, so that ``except ValueError`` keeps 
 prints the message alone and chooses the exit code.
 """
 
+import unicodedata
+
 
 class NucleipanError(Exception):
     """Anything nucleipan refuses to do, with a message for the user."""
@@ -46,6 +48,18 @@ class DataError(NucleipanError, ValueError):
 
 class StoreError(NucleipanError, ValueError):
     """A panoptic store is missing, unfinished, damaged or belongs to something else."""
+
+
+def printable(text: object) -> str:
+    r"""``text`` on one line of characters that can be seen, for a terminal or a log.
+
+    What moves the cursor, ends lines, turns the direction of writing or is no character at all becomes its escape, such
+    as ``\x1b``: names in files and of files come from outside.
+    """
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode("ascii")
+        for c in str(text)
+    )
 
 
 def reason(error: BaseException) -> str:

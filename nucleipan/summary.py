@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from nucleipan.errors import printable
 from nucleipan.files import whole_file
 from nucleipan.segment import SegmentResult
 
@@ -13,7 +14,7 @@ _COLUMNS = (
     "out_of_focus", "notes",
 )  # fmt: skip
 # A cell that begins like this is run as a formula by spreadsheets; file names come from outside.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 
 
 class BatchSummary:
@@ -55,4 +56,10 @@ class BatchSummary:
             writer.writerows(self._rows)
 
     def _add(self, **row: str | int) -> None:
-        self._rows.append({k: f"'{v}" if str(v).startswith(_FORMULA) else v for k, v in row.items()})
+        self._rows.append({k: _cell(str(v)) for k, v in row.items()})
+
+
+def _cell(text: str) -> str:
+    """``text`` on one line, and never a formula."""
+    shown = printable(text)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown

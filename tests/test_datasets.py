@@ -926,7 +926,7 @@ def test_of_overlapping_outlines_the_smaller_lies_on_top():
 
     box = Box(0, 0, 20, 20)
     outlines = [outline(4, 4, 4, "small"), outline(0, 0, 12, "large"), outline(6, 6, 4, "later")]
-    ids, codes = draw_ids(outlines, box)
+    ids, codes = draw_ids(outlines, Path("a"), box)
     assert (ids[5, 5], ids[0, 0], ids[7, 7]) == (1, 2, 3)
     assert codes == {1: "small", 2: "large", 3: "later"}
     regions, names = draw_regions([*outlines, outline(0, 0, 2)], Path("a"), box)
@@ -937,16 +937,16 @@ def test_of_overlapping_outlines_the_smaller_lies_on_top():
         None,
         None,
     ]
-    hidden, codes = draw_ids([outline(1, 1, 3, "hidden"), outline(1, 1, 3, "seen")], box)
+    hidden, codes = draw_ids([outline(1, 1, 3, "hidden"), outline(1, 1, 3, "seen")], Path("a"), box)
     assert set(np.unique(hidden)) == {0, 2}
     assert codes == {2: "seen"}
 
 
 def test_thin_nuclei_keep_a_pixel():
     slivers = [[(3.6, 1), (3.9, 1), (3.9, 9)], [(10, 7), (14, 7), (12, 7)], [(6.1, 6.1), (6.2, 6.1), (6.2, 6.2)]]
-    ids, _ = draw_ids([Outline((np.array(s, float),)) for s in slivers], Box(0, 0, 10, 20))
+    ids, _ = draw_ids([Outline((np.array(s, float),)) for s in slivers], Path("a"), Box(0, 0, 10, 20))
     assert {i: np.argwhere(ids == i).tolist() for i in (1, 2, 3)} == {1: [[3, 3]], 2: [[7, 12]], 3: [[6, 6]]}
-    ids, _ = draw_ids([Outline((np.array(s, float) - 20,)) for s in slivers], Box(0, 0, 10, 20))
+    ids, _ = draw_ids([Outline((np.array(s, float) - 20,)) for s in slivers], Path("a"), Box(0, 0, 10, 20))
     assert not ids.any()
 
 

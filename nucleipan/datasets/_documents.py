@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import json
-import re
+import io
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Callable, Collection
@@ -19,22 +18,32 @@ import numpy as np
 import scipy.io
 
 from nucleipan.datasets._pixels import MAX_PIXELS
+from nucleipan.documents import json_value, plain_bytes, xml_root
 from nucleipan.errors import DataError, reason
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**28
+# What a value takes as an object, 100 bytes at most of most, bounds how many there may be in 2 GB.
+_MAX_VALUES = 2**24
+_MAX_EXPANSION = 200  # of a compressed text; outlines of nuclei shrink to a tenth
+_MIN_EXPANDED = 2**20
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file, compressed if its name ends in ``.gz``.
 
     Raises:
-        DataError: it cannot be read, is no JSON, or nests too deeply.
+        DataError: it cannot be read, is no JSON, nests too deeply, or would fill the memory.
     """
+    text = _text(path)
+    # Every value but the first of a list or object follows a comma; objects are the largest.
+    n_values = text.count(",") + text.count("[") + 3 * text.count("{")
+    if n_values > _MAX_VALUES:
+        raise DataError(
+            f"{path}: holds about {n_values:,} values; expected at most {_MAX_VALUES:,}; split it, or export less"
+        )
     try:
-        return json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
+        return json_value(text)
+    except ValueError as error:
         raise DataError(f"{path}: is not valid JSON ({reason(error)}); write it again") from error
 
 
@@ -92,12 +101,11 @@ def read_xml(path: Path) -> ET.Element:
         DataError: it cannot be read, is no XML, or declares a document type or entities.
     """
     text = _text(path)
-    if re.search("<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):
-        raise DataError(f"{path}: declares a document type or entities; expected plain XML; remove the declaration")
+    if text.count("<") + text.count("=") > _MAX_VALUES:
+        raise DataError(f"{path}: holds more than {_MAX_VALUES:,} elements and attributes; split it")
     try:
-        # A str is parsed as it is, whatever encoding the document declares: what was searched is what is parsed.
-        return ET.fromstring(text)
-    except (ET.ParseError, ValueError) as error:
+        return xml_root(text)
+    except ValueError as error:
         raise DataError(f"{path}: is not valid XML ({reason(error)}); export it again") from error
 
 
@@ -123,13 +131,15 @@ def read_mat(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
 def _text(path: Path) -> str:
     try:
-        limit = MAX_BYTES if path.suffix == ".gz" else min(MAX_BYTES, path.stat().st_size)
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read(limit + 1)
+        data = plain_bytes(path, MAX_BYTES)
+        if path.suffix == ".gz":
+            limit = min(MAX_BYTES, max(_MIN_EXPANDED, _MAX_EXPANSION * len(data)))
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                data = file.read(limit + 1)
+            if len(data) > limit:
+                raise DataError(f"{path}: holds more than {limit:,} bytes of text; split it")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy it again") from error
-    if len(data) > MAX_BYTES:
-        raise DataError(f"{path}: holds more than {MAX_BYTES:,} bytes of text; split it")
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         return data.decode(encoding)

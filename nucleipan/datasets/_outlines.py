@@ -29,6 +29,9 @@ from nucleipan.geometry import Box
 
 _MAX_COORDINATE = 2.0**31
 _MAX_CODES = 255
+# How often outlines may cover all pixels, and how often their edges, and those of one, may cross rows of pixels.
+_MAX_COVERS = 64
+_MAX_CROSSINGS, _MAX_CROSSINGS_OF_ONE = 2**26, 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +82,16 @@ def checked_ring(path: Path, vertices: Any) -> np.ndarray:
     return ring
 
 
-def draw_ids(outlines: Sequence[Outline], box: Box) -> tuple[np.ndarray, dict[int, str]]:
+def draw_ids(outlines: Sequence[Outline], path: Path, box: Box) -> tuple[np.ndarray, dict[int, str]]:
     """int32[h, w], ids of the pixels of ``box``, and the codes of those that have one.
 
     Ids count the outlines from 1 in their order; those outside ``box`` or hidden by smaller ones do not occur. One
     too thin to hold the centre of a pixel becomes the pixel in its middle.
+
+    Raises:
+        DataError: the outlines cover each other so often that drawing them would take minutes.
     """
+    check_effort(outlines, path, box)
     ids = np.zeros(box.shape, np.int32)
     for i in _largest_first(outlines):
         part = outlines[i].box.clipped(box)
@@ -102,8 +109,9 @@ def draw_regions(outlines: Sequence[Outline], path: Path, box: Box) -> tuple[np.
     and inside those without one.
 
     Raises:
-        DataError: there are more than 255 codes.
+        DataError: there are more than 255 codes, or the outlines are as for ``draw_ids``.
     """
+    check_effort(outlines, path, box)
     codes = sorted({o.code for o in outlines if o.code is not None})
     if len(codes) > _MAX_CODES:
         raise DataError(f"{path}: names {len(codes)} kinds of tissue; expected at most {_MAX_CODES}")
@@ -113,6 +121,23 @@ def draw_regions(outlines: Sequence[Outline], path: Path, box: Box) -> tuple[np.
         code = outlines[i].code
         regions[part.slices(box)][fill(outlines[i], part)] = 0 if code is None else 1 + codes.index(code)
     return regions, (None, *codes)
+
+
+def check_effort(outlines: Sequence[Outline], path: Path, box: Box) -> None:
+    """Refuse outlines that would take minutes or gigabytes to draw: a few bytes can ask for all pixels of an image, or
+    for cuts through all of its rows.
+
+    Raises:
+        DataError: they cover the pixels of ``box``, or cross its rows, too often.
+    """
+    n_pixels = sum(o.box.clipped(box).area for o in outlines)
+    crossings = [sum(_n_crossings(ring, box) for ring in o.rings) for o in outlines]
+    is_too_much = sum(crossings) > _MAX_CROSSINGS or max(crossings, default=0) > _MAX_CROSSINGS_OF_ONE
+    if is_too_much or n_pixels > _MAX_COVERS * (box.area + len(outlines)):
+        raise DataError(
+            f"{path}: {len(outlines)} outlines cover {n_pixels:,} pixels, of {box.area:,}, and cross rows "
+            f"{sum(crossings):,} times; expected at most {_MAX_COVERS} covers and {_MAX_CROSSINGS:,} crossings"
+        )
 
 
 def fill(outline: Outline, box: Box) -> np.ndarray:
@@ -134,6 +159,11 @@ def fill(outline: Outline, box: Box) -> np.ndarray:
     toggles = np.zeros((box.height, box.width + 1), bool)
     np.logical_xor.at(toggles, (row - box.y0, column - box.x0), True)
     return np.logical_xor.accumulate(toggles, axis=1)[:, :-1]
+
+
+def _n_crossings(ring: np.ndarray, box: Box) -> int:
+    y = np.clip(ring[:, 1], box.y0, box.y1)
+    return int(np.abs(y - np.roll(y, -1)).sum())
 
 
 def _largest_first(outlines: Sequence[Outline]) -> list[int]:

@@ -63,7 +63,7 @@ def _load(image: Path, label: Path, has_classes: bool) -> Annotated:
     pixels = read_rgb(image)
     box = Box.of_shape(pixels.shape[:2])
     outlines = _outlines(label, has_classes)
-    ids, codes = draw_ids([o for o in outlines if o.code != _AMBIGUOUS], box)
+    ids, codes = draw_ids([o for o in outlines if o.code != _AMBIGUOUS], label, box)
     ambiguous = [o for o in outlines if o.code == _AMBIGUOUS]
     unknown = draw_regions(ambiguous, label, box)[0] > 0 if ambiguous else None
     return Annotated(pixels, ids, codes, unknown=unknown)

@@ -25,7 +25,7 @@ import numpy as np
 
 from nucleipan.datasets._documents import json_list, read_json
 from nucleipan.datasets._folders import listed, visible
-from nucleipan.datasets._outlines import Outline, checked_ring, draw_ids, draw_regions, fill
+from nucleipan.datasets._outlines import Outline, check_effort, checked_ring, draw_ids, draw_regions, fill
 from nucleipan.datasets._pixels import read_rgb
 from nucleipan.datasets.annotated import Annotated, Item
 from nucleipan.errors import DataError
@@ -98,9 +98,10 @@ def _load(image: Path, document: Path, objects: _Objects, region: Outline | None
     advice = f"in QuPath, draw {_REGION} annotations around what is annotated"
     pixels = read_rgb(image, None if region is None else region.box, advice)
     box = Box.of_shape(pixels.shape[:2]) if region is None else region.box
-    ids, codes = (None, {}) if objects.nuclei is None else draw_ids(objects.nuclei, box)
+    ids, codes = (None, {}) if objects.nuclei is None else draw_ids(objects.nuclei, document, box)
     unknown = draw_regions(objects.ignored, document, box)[0] > 0
     if region is not None:
+        check_effort([region], document, box)
         unknown |= ~fill(region, box)
     regions, region_codes = draw_regions(objects.tissue, document, box)
     regions[unknown] = 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from nucleipan.documents import json_value
 from nucleipan.edits.edit_file import checked_box, checked_text, checked_time, identity_of
 from nucleipan.errors import StoreError, reason
 from nucleipan.files import whole_file
@@ -37,7 +38,7 @@ def read_checked(store: PanopticStore) -> tuple[CheckedField, ...]:
     """
     path = _path(store)
     try:
-        document = json.loads(path.read_bytes())
+        document = json_value(path.read_bytes())
         if document["checked_fields"] != _VERSION or document["store"] != identity_of(store):
             raise ValueError(f"it is of version {document['checked_fields']} and store {document['store']}")
         return tuple(
@@ -46,7 +47,7 @@ def read_checked(store: PanopticStore) -> tuple[CheckedField, ...]:
         )
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path}: does not list checked fields of this store ({reason(error)}); "
             "restore it from a copy, or remove it"

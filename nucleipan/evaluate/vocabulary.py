@@ -6,7 +6,6 @@ Data sets number their classes as they like, and often know fewer than a model. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from nucleipan.errors import DataError
+from nucleipan.documents import json_value, plain_bytes
+from nucleipan.errors import DataError, reason
 
 PLANE_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 
@@ -29,6 +29,8 @@ class Part:
     names_file: str
     unknown: int
 
+
+_MAX_BYTES = 2**26
 
 CLASSES = Part("classes", "class_names.json", unknown=0)
 TISSUE = Part("tissue", "tissue_names.json", unknown=255)
@@ -124,9 +126,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
         DataError: the file is no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
+        value = json_value(plain_bytes(path, _MAX_BYTES))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not valid JSON: {reason(error)}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold a JSON object; found {type(value).__name__}")
     return value

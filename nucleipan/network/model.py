@@ -62,6 +62,7 @@ class HeadOutputs:
 
 
 Width = Annotated[int, Field(ge=8, le=512)]
+Dilation = Annotated[int, Field(ge=1, le=64)]
 
 
 class PanopticNetConfig(BaseModel):
@@ -76,7 +77,7 @@ class PanopticNetConfig(BaseModel):
         (40, 64, 96, 128), description="of the instance head at strides 2, 4, 8, 16"
     )
     semantic_channels: Width = Field(64, description="of the two-way pyramid, and of each of the head's four parts")
-    dilations: tuple[tuple[int, int], ...] = Field(
+    dilations: tuple[tuple[Dilation, Dilation], ...] = Field(
         ((1, 3), (1, 1), (3, 5), (4, 3), (3, 1)),
         min_length=5,
         max_length=5,

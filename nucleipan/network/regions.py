@@ -13,7 +13,7 @@ It exists beside ``PanopticNet`` to be compared with it, on the same data, metri
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,14 +25,12 @@ from nucleipan.network.boxes import Rois
 from nucleipan.network.fpn import TwoWayFpn
 from nucleipan.network.heads import SemanticHead
 from nucleipan.network.mask_rcnn import BoxHead, Detections, InstanceConfig, MaskHead, detect
-from nucleipan.network.model import IMAGENET_MEAN, IMAGENET_STD, SEMANTIC_BLOCKS, check_size
+from nucleipan.network.model import IMAGENET_MEAN, IMAGENET_STD, SEMANTIC_BLOCKS, Dilation, Width, check_size
 from nucleipan.network.proposals import ProposalConfig, ProposalHead, ProposalMaps, propose
 from nucleipan.network.roi import pyramid_align
 
 _STRIDES = tuple(Lite0Backbone.strides[i] for i in SEMANTIC_BLOCKS)
 _SEMANTIC_STRIDE = _STRIDES[0]
-
-Width = Annotated[int, Field(ge=8, le=512)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +76,7 @@ class RegionNetConfig(BaseModel):
     head: Literal["mask-rcnn"] = Field("mask-rcnn", description="the instance head, which tells the networks apart")
     channels: Width = Field(256, description="of the pyramid")
     semantic_channels: Width = Field(128, description="of each of the semantic head's four parts")
-    dilations: tuple[tuple[int, int], ...] = Field(
+    dilations: tuple[tuple[Dilation, Dilation], ...] = Field(
         ((1, 6), (1, 1), (6, 21), (18, 15), (6, 3)),
         min_length=5,
         max_length=5,

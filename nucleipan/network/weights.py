@@ -11,18 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from nucleipan.classes import PanopticClasses
-from nucleipan.errors import ConfigError, ModelError
+from nucleipan.documents import json_value
+from nucleipan.errors import ModelError, reason
 from nucleipan.network.build import NetworkConfig, TrainableNetwork, build_network
 from nucleipan.network.fusion import DecodeConfig
 
@@ -32,6 +33,8 @@ DEFAULT_MODEL = "nucleipan-fast"
 _MAX_ENLARGEMENT = 1.26
 _EMBEDDED = Path(__file__).parent.parent / "weights"
 _HEADER_KEY = "nucleipan"
+# Names that safetensors has for what weights may be kept in.
+_FLOATS, _INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32")
 _NETWORK: TypeAdapter[Any] = TypeAdapter(NetworkConfig)
 
 
@@ -101,10 +104,14 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
             not those of the network it describes (the difference is listed).
     """
     path = _resolve(name_or_path)
-    info, tensors = _read(path)
-    network = build_network(info.network, info.classes)
-    _check_tensors(path, tensors, network.state_dict())
+    with _open(path) as file:
+        info = _parse_header(path, file.metadata() or {})
+        network = build_network(info.network, info.classes)
+        _check_shapes(path, file, network.state_dict())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _check_finite(path, tensors)
     network.load_state_dict(tensors)
+    info = replace(info, sha256=_digest(path))
     is_embedded = str(name_or_path) in embedded_models()
     return Model(info, network.eval(), str(name_or_path) if is_embedded else str(path.absolute()))
 
@@ -164,25 +171,22 @@ def _resolve(name_or_path: str | Path) -> Path:
 def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last of PyTorch, which maps the file
         raise ModelError(
-            f"{path}: not a readable safetensors file ({error}); weights load from safetensors only"
+            f"{path}: not a readable safetensors file ({reason(error)}); weights load from safetensors only"
         ) from error
 
 
-def _read(path: Path) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
-    with _open(path) as file:
-        info = _parse_header(path, file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return ModelInfo(**{**vars(info), "sha256": digest}), tensors
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse_header(path: Path, metadata: dict[str, str]) -> ModelInfo:
     if _HEADER_KEY not in metadata:
         raise ModelError(f"{path}: carries no nucleipan header; expected weights written by nucleipan")
     try:
-        header: dict[str, Any] = json.loads(metadata[_HEADER_KEY])
+        header: dict[str, Any] = json_value(metadata[_HEADER_KEY])
         if header["format"] != FORMAT_VERSION:
             raise ModelError(
                 f"{path}: weights format {header['format']}, this version reads {FORMAT_VERSION}; upgrade nucleipan"
@@ -200,24 +204,40 @@ def _parse_header(path: Path, metadata: dict[str, str]) -> ModelInfo:
             licence=str(header["licence"]),
             trained_on=tuple(str(s) for s in header["trained_on"]),
         )
-    except (KeyError, TypeError, json.JSONDecodeError, ValidationError, ConfigError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{path}: header is malformed ({type(error).__name__}: {error})") from error
+        raise ModelError(f"{path}: header is malformed ({type(error).__name__}: {reason(error)})") from error
 
 
-def _check_tensors(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+def _check_shapes(path: Path, file: safe_open, expected: dict[str, torch.Tensor]) -> None:
+    """Before any tensor is read: a file may hold more than memory does."""
+    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     misfits = [
-        f"{k} is {tuple(found[k].shape)}, expected {tuple(v.shape)}"
+        f"{k} is {found[k].get_dtype()} {tuple(found[k].get_shape())}, expected {v.dtype} {tuple(v.shape)}"
         for k, v in expected.items()
-        if k in found and found[k].shape != v.shape
+        if k in found and not _fits(found[k], v)
     ]
-    broken = [k for k, v in found.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    problems = [
-        f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
-        for what, items in (("missing", missing), ("unknown", surplus), ("misfitting", misfits), ("not finite", broken))
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    _refuse(path, {"missing": missing, "unknown": surplus, "misfitting": misfits})
+
+
+def _fits(found: Any, expected: torch.Tensor) -> bool:
+    kinds = _FLOATS if expected.is_floating_point() else _INTEGERS
+    return found.get_dtype() in kinds and tuple(found.get_shape()) == tuple(expected.shape)
+
+
+def _check_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    _refuse(path, {"not finite": broken})
+
+
+def _refuse(path: Path, problems: dict[str, list[str]]) -> None:
+    """Raise ModelError if there are any."""
+    listed = [
+        f"{len(items)} {what} ({', '.join(item[:80] for item in items[:3])}{', ...' if len(items) > 3 else ''})"
+        for what, items in problems.items()
         if items
     ]
-    if problems:
-        raise ModelError(f"{path}: tensors do not fit the network its header describes: {'; '.join(problems)}")
+    if listed:
+        raise ModelError(f"{path}: tensors do not fit the network its header describes: {'; '.join(listed)}")

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from PIL import Image
 
-from nucleipan.errors import SlideError, StoreError, reason
+from nucleipan.errors import SlideError, StoreError
 from nucleipan.geometry import Box
 from nucleipan.report.frame import Frame
 from nucleipan.slide import Slide, at_mpp, open_slide
@@ -134,10 +134,7 @@ def _check(slide: Slide, path: Path, frame: Frame) -> None:
 def _root_level(frame: Frame, level: int) -> zarr.Array:
     """The store's own image, lazily: [3, h, w]."""
     path = frame.store.path / str(level)
-    try:
-        array = zarr.open_array(str(path), mode="r")
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is no image ({reason(error)}); segment the slide again with --overwrite") from error
+    array = frame.store.image(level).array
     if array.ndim != 3 or array.shape[0] != 3 or array.dtype != np.uint8 or min(array.shape) < 1:
         raise StoreError(f"{path} is {array.dtype} {array.shape}; expected an RGB image; segment the slide again")
     return array

@@ -20,8 +20,8 @@ from pydicom.encaps import parse_basic_offsets, parse_fragments
 
 from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
-from nucleipan.slide._headers import JPEG_END, claimed_shape
-from nucleipan.slide._types import check_decodable, check_shape
+from nucleipan.slide._headers import JPEG_END, claimed_shape, is_endless_jpeg
+from nucleipan.slide._types import check_decodable, check_pieces, check_shape
 
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
 _JPEG = "1.2.840.10008.1.2.4.50"
@@ -64,7 +64,8 @@ class RasterDicomPixels:
         self.shapes = [(height, width)]
         n_rows, n_cols = -(-height // self._frame[0]), -(-width // self._frame[1])
         n_frames = n_rows * n_cols
-        self._check_layout(header, n_frames)
+        check_pieces(self._path, n_frames, self._frame[0] * self._frame[1], "frames")
+        self._check_layout(header, n_frames, file_size)
         self.spacing_um = _spacing_um(header, height, width)
         self.compression: str | None = "JPEG" if self._syntax == _JPEG else None
         self._offsets, self._sizes = self._frames(n_frames)
@@ -95,8 +96,12 @@ class RasterDicomPixels:
             contrasts.append(float(np.abs(left - right).mean()))
         return float(np.mean(contrasts))
 
-    def _check_layout(self, header: pydicom.Dataset, n_frames: int) -> None:
+    def _check_layout(self, header: pydicom.Dataset, n_frames: int, file_size: int) -> None:
         path = self._path
+        if n_frames > file_size:  # before anything is listed by frame
+            raise SlideError(
+                f"{path}: claims {n_frames:,} frames, and has {file_size:,} bytes; it is damaged: copy it again"
+            )
         if int(header.BitsAllocated) != 8 or self._n_samples not in (1, 3) or header.get("PlanarConfiguration", 0):
             raise SlideError(f"{path}: is not 8-bit RGB or grey with interleaved channels; convert it")
         if self._syntax not in _NATIVE | _JPEG2000 | {_JPEG}:
@@ -147,7 +152,7 @@ class RasterDicomPixels:
         shape = (*self._frame, self._n_samples)
         if len(data) != self._sizes[index] or claimed_shape(data) not in (None, self._frame):
             raise SlideError(f"{self._path}: frame {index} is cut off or of the wrong size; the file is damaged")
-        if self._syntax == _JPEG and JPEG_END not in data:
+        if self._syntax == _JPEG and (claimed_shape(data) is None or is_endless_jpeg(data) or JPEG_END not in data):
             raise SlideError(f"{self._path}: frame {index} ends in the middle; the file is damaged")
         try:
             return np.asarray(self._decode(data)).reshape(shape)

@@ -6,12 +6,14 @@ count only when they are a pixel size a microscope can have.
 
 from __future__ import annotations
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
 import tifffile
 
+from nucleipan.documents import xml_root
 from nucleipan.slide._types import mean_mpp
 
 # Micrometres in one unit of ResolutionUnit (TIFF 6.0; 4 and 5 are tifffile's and libtiff's extensions).
@@ -62,12 +64,12 @@ def parse_ome(description: str) -> OmePixels | None:
     if "<OME" not in description[:4096]:
         return None
     try:
-        root = ET.fromstring(description)
+        root = xml_root(description)
         pixels = root.find(".//{*}Image/{*}Pixels")
         if pixels is None:
             return None
         counts = {k: int(pixels.get(f"Size{k}", "1")) for k in "CZT"}
-    except (ET.ParseError, ValueError):
+    except ValueError:
         return None
     objective = root.find(".//{*}Objective[@NominalMagnification]")
     return OmePixels(
@@ -85,7 +87,9 @@ def _ome_size(pixels: ET.Element, axis: str) -> float | None:
 
 
 def _number(text: str) -> float | None:
+    """None for what is no finite number."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None

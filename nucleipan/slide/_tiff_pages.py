@@ -17,8 +17,8 @@ import tifffile
 
 from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
-from nucleipan.slide._headers import JPEG_END, claimed_shape
-from nucleipan.slide._types import check_decodable, check_shape
+from nucleipan.slide._headers import JPEG_END, claimed_shape, is_endless_jpeg
+from nucleipan.slide._types import check_decodable, check_pieces, check_shape
 
 JPEG = 7
 # Compressions that decode to the same pixels as the reference readers. 33003 (Aperio's YCbCr JPEG 2000, with
@@ -100,6 +100,8 @@ class TiffPagePixels:
         self._grid = (-(-self.shape[0] // self._segment_shape[0]), -(-self.shape[1] // self._segment_shape[1]))
         self._check_segments()
         self._tables = page.jpegtables
+        if self._tables and claimed_shape(self._tables) is not None:
+            raise SlideError(f"{source.path}: its JPEG tables hold an image; the file is damaged")
         self._decode = page.decode  # a closure that tifffile builds by reading the file: here, not in a thread
 
     @property
@@ -157,9 +159,13 @@ class TiffPagePixels:
         claimed = claimed_shape(data)
         if claimed is not None and claimed[0] * claimed[1] > 4 * self._segment_shape[0] * self._segment_shape[1]:
             raise SlideError(f"{self._where(index)} claims {claimed} pixels, expected {self._segment_shape}")
-        # libjpeg fills what is missing with grey and only warns.
-        if self._page.compression == JPEG and JPEG_END not in data:
+        if self._page.compression != JPEG:
+            return
+        # libjpeg fills what is missing with grey and only warns, and finds frames where claimed_shape does not look.
+        if claimed is None or JPEG_END not in data:
             raise SlideError(f"{self._where(index)} ends in the middle; the file is damaged")
+        if is_endless_jpeg(data):
+            raise SlideError(f"{self._where(index)} has too many scans; the file is damaged")
 
     def _where(self, index: int) -> str:
         kind = "tile" if self._page.is_tiled else "strip"
@@ -191,6 +197,10 @@ class TiffPagePixels:
                 f"{path}: lists {len(page.dataoffsets)} tiles of {len(page.databytecounts)} sizes for an image that "
                 f"needs {expected}; the file is damaged"
             )
+        if not all(type(n) is int and n >= 0 for n in (*page.dataoffsets, *page.databytecounts)):
+            raise SlideError(f"{path}: places and sizes of its tiles are no whole numbers; the file is damaged")
+        kind = "tiles" if page.is_tiled else "strips"
+        check_pieces(path, expected, self._segment_shape[0] * self._segment_shape[1], kind)
         end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
         if end > self._source.file.size:
             raise SlideError(

@@ -21,8 +21,10 @@ from nucleipan.errors import RegionError, SlideError
 from nucleipan.geometry import Box
 
 MAX_SIDE = 2**31 - 1
-MAX_DECODED_PIXELS = 2**29
-"""Most pixels that are ever decoded in one piece (a flat image, a strip, a chunk): 1.6 GB as RGB."""
+MAX_DECODED_PIXELS = 2**28
+"""Most pixels that are ever decoded in one piece (a flat image, a strip, a chunk): 0.8 GB as RGB."""
+_MAX_PIECES, _MAX_SMALL_PIECES, _SMALL_PX = 2**24, 2**16, 64
+_WHITE_ROWS_PX = 2**22
 
 # Whole-slide scanners make pixels of 0.1 to 1 um, their overviews up to about 16; what lies beyond is a printing
 # resolution (72 dpi is 353 um) that some writer filled in.
@@ -139,6 +141,19 @@ def check_decodable(path: Path, height: int, width: int, what: str) -> None:
         )
 
 
+def check_pieces(path: Path, n: int, n_pixels: int, what: str) -> None:
+    """Refuse images in so many pieces, or so small ones, that looking at a part of them takes minutes.
+
+    Raises:
+        SlideError: ``n`` tiles, strips or chunks of ``n_pixels`` are too many.
+    """
+    if n > _MAX_PIECES or (n > _MAX_SMALL_PIECES and n_pixels < _SMALL_PX):
+        raise SlideError(
+            f"{path}: consists of {n:,} {what} of {n_pixels:,} pixels; expected fewer and larger ones; convert it to a "
+            "TIFF with tiles of 256 x 256"
+        )
+
+
 def check_region(slide: Slide, level: int, box: Box) -> None:
     """Raise ``RegionError`` unless ``slide`` has ``level`` and ``box`` lies inside it, not empty."""
     if not 0 <= level < len(slide.levels):
@@ -187,5 +202,10 @@ def to_rgb(path: Path, pixels: np.ndarray) -> np.ndarray:
 def _on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     if (alpha == 255).all():
         return color
-    a = alpha.astype(np.uint16)
-    return ((color * a + (255 - a) * np.uint16(255) + np.uint16(127)) // np.uint16(255)).astype(np.uint8)
+    out = np.empty(color.shape, np.uint8)
+    n_rows = max(1, _WHITE_ROWS_PX // color.shape[1])
+    for y in range(0, color.shape[0], n_rows):
+        rows = slice(y, y + n_rows)
+        a = alpha[rows].astype(np.uint16)
+        out[rows] = (color[rows] * a + (255 - a) * np.uint16(255) + np.uint16(127)) // np.uint16(255)
+    return out

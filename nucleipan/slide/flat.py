@@ -15,7 +15,7 @@ import numpy as np
 
 from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
-from nucleipan.slide._headers import JPEG_END, JPEG_MAGIC, PNG_MAGIC, claimed_shape
+from nucleipan.slide._headers import JPEG_END, JPEG_MAGIC, PNG_MAGIC, claimed_shape, is_endless_jpeg
 from nucleipan.slide._types import MAX_DECODED_PIXELS, Level, check_decodable, check_region, make_levels, to_rgb
 
 
@@ -75,6 +75,8 @@ def open_flat(path: Path) -> ArraySlide:
     if claimed is None or (not is_png and not _reaches_end(data)):
         raise SlideError(f"{path}: the {name} ends in the middle; copy or download it again")
     check_decodable(path, *claimed, "an image")
+    if is_endless_jpeg(data):
+        raise SlideError(f"{path}: is a progressive JPEG of too many pixels and scans; convert it to a baseline JPEG")
     try:
         pixels = imagecodecs.png_decode(data) if is_png else imagecodecs.jpeg_decode(data)
     except Exception as error:  # codecs raise whatever they like on damaged bytes

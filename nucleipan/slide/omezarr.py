@@ -7,7 +7,6 @@ means by it, and nothing here can tell it from a lost one.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +15,14 @@ from typing import Any, Self
 import numpy as np
 import zarr
 
+from nucleipan.documents import json_value, plain_bytes
 from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
 from nucleipan.slide._tiff_metadata import UM_PER_UNIT
-from nucleipan.slide._types import Level, check_decodable, check_region, make_levels, mean_mpp, to_rgb
+from nucleipan.slide._types import Level, check_decodable, check_pieces, check_region, make_levels, mean_mpp, to_rgb
+
+_MAX_LEVELS = 64
+_MAX_DOCUMENT_BYTES = 2**24
 
 
 def is_ome_zarr(path: Path) -> bool:
@@ -48,8 +51,12 @@ class OmeZarrSlide:
             units = {str(a["name"]): a.get("unit") for a in multiscale["axes"] if isinstance(a, dict)}
             names = [_inside(path, str(d["path"])) for d in multiscale["datasets"]]
             scale = _scale(multiscale)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise SlideError(f"{path}: NGFF metadata lack or garble {reason(error)}; write the image again") from error
+        if len(names) > _MAX_LEVELS:
+            raise SlideError(
+                f"{path}: lists {len(names)} levels; expected at most {_MAX_LEVELS}; write the image again"
+            )
         self._axes = axes
         self._arrays = [_open_array(path, folder, name) for name in names]
         self._check_arrays()
@@ -88,12 +95,12 @@ class OmeZarrSlide:
     def _check_arrays(self) -> None:
         axes = self._axes
         if "y" not in axes or "x" not in axes or len(set(axes)) != len(axes) or not self._arrays:
-            raise SlideError(f"{self.path}: axes are {axes}; expected an image with y, x and a channel axis c")
+            raise SlideError(f"{self.path}: axes are {axes!s:.80}; expected an image with y, x and a channel axis c")
         for array in self._arrays:
             if array.ndim != len(axes) or array.dtype != np.uint8:
                 raise SlideError(
                     f"{self.path}: array {array.name} is {array.dtype} with {array.ndim} axes; "
-                    f"expected 8-bit RGB with axes {axes}"
+                    f"expected 8-bit RGB with axes {axes!s:.80}"
                 )
             sizes = dict(zip(axes, array.shape, strict=True))
             others = {a: n for a, n in sizes.items() if a not in "cyx" and n != 1}
@@ -102,6 +109,8 @@ class OmeZarrSlide:
                     f"{self.path}: array {array.name} has axes {sizes}; expected one RGB plane (c = 3); "
                     "extract the plane you want"
                 )
+            n_chunks = math.prod(-(-n // side) for n, side in zip(array.shape, array.chunks, strict=True))
+            check_pieces(self.path, n_chunks, math.prod(array.chunks), "chunks")
             shards = getattr(array, "shards", None) or array.chunks
             for chunk in (array.chunks, shards):
                 check_decodable(self.path, math.prod(chunk), 1, "a chunk")
@@ -125,28 +134,39 @@ def _attributes(folder: Path) -> dict[str, Any] | None:
     """The group's NGFF attributes: those under ``ome`` (0.5), or all of ``.zattrs`` (0.4)."""
     for name in ("zarr.json", ".zattrs"):
         try:
-            document = json.loads((folder / name).read_text(encoding="utf-8"))
+            document = json_value(plain_bytes(folder / name, _MAX_DOCUMENT_BYTES))
         except (OSError, ValueError):
             continue
-        if name == "zarr.json" and isinstance(document, dict):
-            document = (document.get("attributes") or {}).get("ome")
+        if name == "zarr.json":
+            document = _entry(_entry(document, "attributes"), "ome")
         if isinstance(document, dict):
             return document
     return None
 
 
+def _entry(document: Any, key: str) -> Any:
+    return document.get(key) if isinstance(document, dict) else None
+
+
 def _inside(path: Path, name: str) -> str:
     """A dataset's path, refused where it would lead out of the group."""
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        raise SlideError(f"{path}: dataset path {name!r} leads out of the image; the metadata are not to be trusted")
+        raise SlideError(
+            f"{path}: dataset path {name[:80]!r} leads out of the image; the metadata are not to be trusted"
+        )
     return name
 
 
 def _open_array(path: Path, folder: Path, name: str) -> zarr.Array[Any]:
     try:
+        for document in ("zarr.json", ".zarray"):
+            if (folder / name / document).exists():
+                plain_bytes(folder / name / document, _MAX_DOCUMENT_BYTES)
         return zarr.open_array(folder / name, mode="r")
     except Exception as error:  # zarr raises KeyError, ValueError, ... on damaged metadata
-        raise SlideError(f"{path}: level {name!r} cannot be opened ({reason(error)}); copy the folder again") from error
+        raise SlideError(
+            f"{path}: level {name[:80]!r} cannot be opened ({reason(error)}); copy the folder again"
+        ) from error
 
 
 def _scale(multiscale: dict[str, Any]) -> list[float] | None:

@@ -32,7 +32,7 @@ def open_slide(path: str | Path) -> Slide:
         SlideError: nothing is there, or no reader can make sense of it; one line that says why.
     """
     path = Path(path)
-    if not path.exists():
+    if not _exists(path):
         raise SlideError(f"{path}: there is no such file or folder; check the path")
     if path.is_dir():
         return _open_folder(path)
@@ -61,11 +61,11 @@ def open_slide(path: str | Path) -> Slide:
 def is_slide(path: str | Path) -> bool:
     """Whether ``path`` looks like something ``open_slide`` reads, from its first bytes; it may still be damaged."""
     path = Path(path)
-    if path.is_dir():
-        return is_ome_zarr(path) or bool(dicom_files(path))
     try:
+        if path.is_dir():
+            return is_ome_zarr(path) or bool(dicom_files(path))
         head = _head(path)
-    except SlideError:
+    except (SlideError, OSError):
         return False
     return head.startswith(_TIFF_MAGICS) or is_flat(head) or is_dicom(head) or detect_vendor(path) is not None
 
@@ -93,7 +93,16 @@ def _open_dicom(files: list[Path], path: Path, vendor: str | None) -> Slide:
     return DicomSlide(path, files)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name too long for any file
+        raise SlideError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+
+
 def _head(path: Path) -> bytes:
+    if not path.is_file():
+        raise SlideError(f"{path}: is neither a file nor a folder; expected an image")
     try:
         with path.open("rb") as file:
             return file.read(256)

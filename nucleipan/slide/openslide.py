@@ -7,6 +7,7 @@ are therefore read in blocks of a fixed grid, so that a pixel has one value what
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,7 +17,7 @@ import openslide
 
 from nucleipan.errors import SlideError, reason
 from nucleipan.geometry import Box
-from nucleipan.slide._types import Level, check_region, make_levels, mean_mpp, to_rgb
+from nucleipan.slide._types import Level, check_decodable, check_region, make_levels, mean_mpp, to_rgb
 
 _BLOCK = 1024
 _NAMES = {
@@ -61,6 +62,7 @@ class OpenSlideSlide:
             ) from error
         try:
             self.levels: tuple[Level, ...] = make_levels(path, [(h, w) for w, h in self._slide.level_dimensions])
+            self._check_tiles()
         except SlideError:
             self._slide.close()
             raise
@@ -97,6 +99,16 @@ class OpenSlideSlide:
             ) from error
         return to_rgb(self.path, np.asarray(rgba))
 
+    def _check_tiles(self) -> None:
+        """OpenSlide ends the process where there is no memory for a tile."""
+        for level in range(len(self.levels)):
+            sides = [
+                self._slide.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("height", "width")
+            ]
+            if None not in sides:
+                height, width = (int(_number(side) or 0) for side in sides)
+                check_decodable(self.path, height, width, "a tile")
+
     def close(self) -> None:
         self._slide.close()
 
@@ -111,6 +123,7 @@ class OpenSlideSlide:
 
 def _number(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        value = None if text is None else float(text)
     except ValueError:
         return None
+    return value if value is not None and math.isfinite(value) else None

@@ -10,17 +10,22 @@ by 50 um.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
+from nucleipan.errors import SlideError
 from nucleipan.geometry import Box
 from nucleipan.slide.view import SlideView, at_mpp
 
 _GROW_UM = 50.0
 _MIN_DENSITY = 0.015
 _BLOCK = 512
+_MAX_MASK_PIXELS = 2**26
+_MAX_MASK_MPP = 64.0
+_MAX_READ_PIXELS = 2**37
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,18 @@ def tissue_mask(view: SlideView, mpp: float = 8.0) -> TissueMask:
     of the mask.
 
     Raises:
-        SlideError: the slide is damaged.
+        SlideError: the slide is damaged, or far too large to be looked at without coarse levels.
     """
-    low = at_mpp(view.slide, max(mpp, view.mpp), slide_mpp=view.mpp / view.level0_per_pixel)
+    # The mask of a large whole mount is coarser: its memory is bounded.
+    n_pixels = view.shape[0] * view.shape[1] * (view.mpp / mpp) ** 2
+    mpp *= max(1.0, math.sqrt(n_pixels / _MAX_MASK_PIXELS))
+    low = at_mpp(view.slide, min(_MAX_MASK_MPP, max(mpp, view.mpp)), slide_mpp=view.mpp / view.level0_per_pixel)
+    n_read = math.prod(view.slide.levels[low.level].shape)
+    if n_read > _MAX_READ_PIXELS:
+        raise SlideError(
+            f"{view.slide.path}: has no coarse level; {n_read:,} pixels would have to be read to find the tissue, "
+            f"expected at most {_MAX_READ_PIXELS:,}; convert it to a pyramidal TIFF"
+        )
     density = _density(low)
     glass = ndimage.gaussian_filter(density, sigma=8.0 / low.mpp)
     radius = max(1, round(_GROW_UM / low.mpp))

@@ -26,6 +26,7 @@ from nucleipan.slide._types import Slide
 _TOLERANCE = 0.05
 _MAX_UPSAMPLING = 4.2
 _MIN_MPP, _MAX_MPP = 0.01, 100.0
+_MAX_MM = 500
 # Fractional positions are counted in 1/256 of a level pixel. Sums of weighted pixels then fit in uint32: scales
 # that are no integer within 5 % lie below 10, and 255 * (256 * 10) ** 2 < 2 ** 32.
 _STEPS = 256
@@ -41,7 +42,8 @@ def at_mpp(slide: Slide, mpp: float, slide_mpp: float | None = None) -> SlideVie
 
     Raises:
         MissingPixelSizeError: the slide carries no pixel size and none is given.
-        SlideError: a pixel size is not a number from 0.01 to 100, or the slide is more than 4.2 times too coarse.
+        SlideError: a pixel size is not a number from 0.01 to 100, the slide is more than 4.2 times too coarse,
+            or longer than half a metre.
     """
     base = slide.mpp if slide_mpp is None else slide_mpp
     if base is None:
@@ -54,6 +56,7 @@ def at_mpp(slide: Slide, mpp: float, slide_mpp: float | None = None) -> SlideVie
             raise SlideError(
                 f"{slide.path}: the {what} pixel size is {value} um; expected {_MIN_MPP} to {_MAX_MPP}; check --mpp"
             )
+    _check_extent(slide, base)
     level = max((i for i, lv in enumerate(slide.levels) if base * lv.downsample <= mpp * (1 + _TOLERANCE)), default=0)
     level_mpp = base * slide.levels[level].downsample
     scale = mpp / level_mpp
@@ -66,6 +69,16 @@ def at_mpp(slide: Slide, mpp: float, slide_mpp: float | None = None) -> SlideVie
     if abs(scale - factor) <= _TOLERANCE * factor:
         scale = float(factor)
     return SlideView(slide, level, scale, level_mpp * scale)
+
+
+def _check_extent(slide: Slide, mpp: float) -> None:
+    """Refuse a size in space that no glass slide has: work and memory grow with it."""
+    height_mm, width_mm = (side * mpp / 1000 for side in slide.levels[0].shape)
+    if max(height_mm, width_mm) > _MAX_MM:
+        raise SlideError(
+            f"{slide.path}: would be {height_mm:,.0f} x {width_mm:,.0f} mm large with {mpp:.4g} um per pixel; "
+            f"expected at most {_MAX_MM} mm; check --mpp, or the file is damaged"
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nucleipan.documents import json_value
 from nucleipan.errors import StoreError
 from nucleipan.files import whole_file
 
@@ -60,7 +61,7 @@ def read_arrays(path: Path, names: Iterable[str] | None = None) -> tuple[dict[st
             header = file.read(length)
             if magic != _MAGIC or zlib.crc32(header) != crc:
                 raise ValueError("its header does not match its checksum")
-            document = json.loads(header)
+            document = json_value(header)
             entries = {entry[0]: entry for entry in document["arrays"]}
             start = file.tell()
             arrays = {}

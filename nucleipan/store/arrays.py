@@ -5,6 +5,7 @@ A chunk that cannot be decoded makes zarr raise whatever its codec raised, witho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -14,8 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import zarr
 
+from nucleipan.documents import plain_bytes
 from nucleipan.errors import StoreError, reason
 
+_MAX_DOCUMENT_BYTES = 2**20
+_MAX_PIECE_PIXELS = 2**26
 _DO_OVER = "copy the store again from where it is whole, or segment the slide again with --overwrite"
 # Of zarr, its codecs and the file system, where data are damaged.
 _DAMAGED = (OSError, RuntimeError, ValueError, MemoryError)
@@ -48,9 +52,18 @@ class StoredArray:
     def open(cls, path: Path) -> StoredArray:
         """Raises StoreError if there is no array in ``path``, or its document is damaged."""
         try:
-            return cls(path, zarr.open_array(str(path), mode="r"))
+            plain_bytes(path / "zarr.json", _MAX_DOCUMENT_BYTES)
+            # Version 3 has no codec that unpickles.
+            array = zarr.open_array(str(path), mode="r", zarr_format=3)
         except Exception as error:  # a document can be wrong in any way
             raise StoreError(f"{path / 'zarr.json'}: describes no array ({reason(error)}); {_DO_OVER}") from error
+        pieces = array.shards or array.chunks
+        if array.dtype.kind != "u" or min(array.shape, default=0) < 1 or math.prod(pieces) > _MAX_PIECE_PIXELS:
+            raise StoreError(
+                f"{path / 'zarr.json'}: describes {array.dtype} {array.shape} in pieces of {pieces}; expected unsigned "
+                f"integers in smaller ones; {_DO_OVER}"
+            )
+        return cls(path, array)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ elsewhere leads to no file outside the store. What people correct (``edits/``) c
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -28,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nucleipan.documents import json_value
 from nucleipan.errors import StoreError, reason
 from nucleipan.files import whole_file
 
@@ -238,6 +238,7 @@ def _has_content(path: Path) -> bool:
 
 def _is_promised(folder: Path) -> bool:
     try:
-        return json.loads((folder / "zarr.json").read_bytes())["attributes"]["nucleipan"]["checksums"] == CHECKSUMS
+        document = json_value((folder / "zarr.json").read_bytes())
+        return bool(document["attributes"]["nucleipan"]["checksums"] == CHECKSUMS)
     except (OSError, ValueError, KeyError, TypeError):
         return False

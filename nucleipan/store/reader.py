@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +15,15 @@ import pyarrow.parquet as pq
 import zarr
 
 from nucleipan.classes import PanopticClasses
+from nucleipan.documents import json_value, plain_bytes
 from nucleipan.errors import RegionError, StoreError, reason
 from nucleipan.geometry import Box
 from nucleipan.store.arrays import LabelArray, StoredArray
 from nucleipan.store.checksums import EDITS, absent_files
 from nucleipan.store.spec import StoreSpec
 
+_MAX_DOCUMENT_BYTES = 2**24
+_MAX_NUCLEI, _MAX_GROUP_ROWS = 2**28, 2**20
 _ARRAYS = ("labels/nuclei/0", "labels/classes/0", "0")
 # Of Arrow, where the table is damaged.
 _DAMAGED = (pa.ArrowException, OSError, ValueError, MemoryError)
@@ -52,7 +54,8 @@ class PanopticStore:
             what = "is not finished; segment the slide again to resume it" if is_begun else "does not exist"
             raise StoreError(f"{path} {what}")
         try:
-            attributes = zarr.open_group(str(path), mode="r").attrs.asdict().get("nucleipan")
+            plain_bytes(path / "zarr.json", _MAX_DOCUMENT_BYTES)
+            attributes = zarr.open_group(str(path), mode="r", zarr_format=3).attrs.asdict().get("nucleipan")
         except Exception as error:  # a document can be wrong in any way
             raise StoreError(
                 f"{path} is no zarr group ({reason(error)}); expected a store written by nucleipan"
@@ -67,7 +70,7 @@ class PanopticStore:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise StoreError(f"{path} lacks {', '.join(missing[:3])}{more}; segment the slide again with --overwrite")
         try:
-            pq.read_metadata(path / "nuclei.parquet")
+            _check_table(pq.read_metadata(path / "nuclei.parquet"))
         except _DAMAGED as error:
             raise _damaged_table(path, error) from error
         return cls(path, spec, attributes)
@@ -237,6 +240,13 @@ class PanopticStore:
         )
 
 
+def _check_table(table: pq.FileMetaData) -> None:
+    """Refuse more rows than there can be; a few bytes can claim billions."""
+    groups = [table.row_group(k).num_rows for k in range(table.num_row_groups)]
+    if not 0 <= table.num_rows <= _MAX_NUCLEI or max(groups, default=0) > _MAX_GROUP_ROWS:
+        raise ValueError(f"it claims {table.num_rows:,} rows, {max(groups, default=0):,} in one group")
+
+
 def _damaged_table(path: Path, error: Exception) -> StoreError:
     return StoreError(
         f"{path / 'nuclei.parquet'} is damaged ({reason(error)}); segment the slide again with --overwrite"
@@ -265,7 +275,7 @@ def edits_folder(path: Path) -> Path:
 def is_own_store(path: Path) -> bool:
     """Whether ``path`` is a finished store, whole or damaged, that nucleipan wrote."""
     try:
-        attributes = json.loads((path / "zarr.json").read_text()).get("attributes", {})
+        attributes = json_value(plain_bytes(path / "zarr.json", _MAX_DOCUMENT_BYTES)).get("attributes", {})
     except (OSError, ValueError, AttributeError):
         return False
     return isinstance(attributes, dict) and "nucleipan" in attributes

@@ -25,7 +25,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nucleipan.errors import StoreError
+from nucleipan.documents import json_value, plain_bytes
+from nucleipan.errors import StoreError, reason
 from nucleipan.files import whole_file
 from nucleipan.store.checksums import CHECKSUMS, write_checksums
 from nucleipan.store.reader import PanopticStore, edits_folder, is_own_store
@@ -33,6 +34,7 @@ from nucleipan.store.spec import StoreSpec
 
 # What a finished store no longer depends on: how it was tiled (the guarantee of stitching), and by which version.
 _SETTLED = frozenset({"core", "margin", "config.nucleipan"})
+_MAX_RUN_BYTES = 2**24
 _DO_OVER = "pass --overwrite to start anew, or choose another output folder"
 
 
@@ -84,6 +86,10 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def _replaced_path(path: Path) -> Path:
+    return path.with_name(path.name + ".replaced")
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the right to write the store ``path``; two processes would publish each other's half-written files.
@@ -92,6 +98,7 @@ def exclusive(path: Path) -> Iterator[None]:
         StoreError: another process holds it, or the folder cannot be written.
     """
     name = path.with_name(f".{path.name}.lock")
+    _refuse_link(name)
     lock = FileLock(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +128,8 @@ def open_or_resume(path: Path | str, spec: StoreSpec, overwrite: bool = False) -
     folder = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for name in (path, folder, _replaced_path(path), *folder.rglob("*")):
+            _refuse_link(name)
         _recover(path, folder)
         if path.exists() and not is_own_store(path):
             raise StoreError(f"{path} was not written by nucleipan and is never replaced; choose another --out")
@@ -143,7 +152,7 @@ def _recover(path: Path, folder: Path) -> None:
     if (folder / "zarr.json").exists() and not (folder / "run.json").exists():
         shutil.rmtree(folder / "tiles", ignore_errors=True)
         _replace_folder(folder, path)
-    replaced = path.with_name(path.name + ".replaced")
+    replaced = _replaced_path(path)
     if replaced.exists():
         if path.exists():
             shutil.rmtree(replaced)
@@ -156,19 +165,25 @@ def _take_up(folder: Path, spec: StoreSpec, overwrite: bool) -> bool:
     if not folder.exists():
         return False
     try:
-        _refuse_other(spec, StoreSpec.from_dict(json.loads((folder / "run.json").read_text())), folder)
+        _refuse_other(spec, StoreSpec.from_dict(_read_run(folder)), folder)
     except FileNotFoundError:
         return False  # killed before the run was written down: nothing was computed yet
-    except (StoreError, json.JSONDecodeError) as error:
+    except StoreError:
         if not overwrite:
-            raise (
-                error
-                if isinstance(error, StoreError)
-                else StoreError(f"{folder} holds a damaged run.json ({error}); {_DO_OVER}")
-            ) from error
+            raise
         shutil.rmtree(folder)
         return False
     return True
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    try:
+        document = json_value(plain_bytes(folder / "run.json", _MAX_RUN_BYTES))
+        if isinstance(document, dict):
+            return document
+        raise ValueError(f"found {type(document).__name__}")
+    except ValueError as error:
+        raise StoreError(f"{folder} holds a damaged run.json ({reason(error)}); {_DO_OVER}") from error
 
 
 def _refuse_other(spec: StoreSpec, found: StoreSpec, path: Path, settled: frozenset[str] = frozenset()) -> None:
@@ -176,6 +191,12 @@ def _refuse_other(spec: StoreSpec, found: StoreSpec, path: Path, settled: frozen
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise StoreError(f"{path} belongs to another run; {'; '.join(differences[:3])}{more}; {_DO_OVER}")
+
+
+def _refuse_link(path: Path) -> None:
+    """A run writes, renames and removes below its own names; a link there would make it do so elsewhere."""
+    if path.is_symlink():
+        raise StoreError(f"{path} is a link, which is never followed; remove it, or choose another --out")
 
 
 def _refuse_to_lose_edits(path: Path) -> None:
@@ -186,7 +207,7 @@ def _refuse_to_lose_edits(path: Path) -> None:
 
 def _replace_folder(source: Path, target: Path) -> None:
     """Rename ``source`` to ``target``; what had that name is removed afterwards."""
-    replaced = target.with_name(target.name + ".replaced")
+    replaced = _replaced_path(target)
     if target.exists():
         if replaced.exists():
             shutil.rmtree(replaced)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nucleipan.classes import PanopticClasses
-from nucleipan.errors import StoreError
+from nucleipan.errors import StoreError, reason
 from nucleipan.geometry import Box
 
 STORE_VERSION = 1
@@ -67,17 +68,26 @@ class StoreSpec:
         if not isinstance(version, int) or version > STORE_VERSION:
             raise StoreError(f"store version {version} is newer than {STORE_VERSION}; update nucleipan to read it")
         try:
-            height, width = document["shape"]
-            slide = dict(document["slide"])
+            slide = dict(_object(document["slide"]))
             metadata = slide.pop(_METADATA, None)
-            return cls(
-                slide, document["model"], document["config"],
-                PanopticClasses.from_list(document["classes"]), (height, width), document["mpp"],
-                document["level0_per_pixel"], Box(*document["extent"]), document["core"], document["margin"],
-                metadata,
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"store attributes are malformed ({error!r}); segment the slide again") from error
+            spec = cls(
+                slide=slide,
+                model=_object(document["model"]),
+                config=_object(document["config"]),
+                classes=PanopticClasses.from_list(document["classes"]),
+                shape=_sides(document["shape"]),
+                mpp=_positive(document["mpp"]),
+                level0_per_pixel=_positive(document["level0_per_pixel"]),
+                extent=Box(*(_count(side) for side in document["extent"])),
+                core=_count(document["core"]),
+                margin=_count(document["margin"]),
+                metadata=None if metadata is None else {str(k): str(v) for k, v in _object(metadata).items()},
+            )
+            if spec.extent.is_empty or not Box.of_shape(spec.shape).contains(spec.extent):
+                raise ValueError(f"extent {document['extent']} of {document['shape']}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StoreError(f"store attributes are malformed ({reason(error)}); segment the slide again") from error
+        return spec
 
     def differences(self, other: StoreSpec) -> list[str]:
         """``field: mine here, theirs there`` for each entry that differs, in order; empty for equal specs."""
@@ -91,6 +101,29 @@ class StoreSpec:
     def _identity(self) -> dict[str, Any]:
         """``to_dict`` with the fact that metadata are kept in the place of what they say."""
         return replace(self, metadata=None if self.metadata is None else {"is": "kept"}).to_dict()
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object; found {str(value)[:40]!r}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"expected a number of pixels; found {str(value)[:40]!r}")
+    return value
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    height, width = (_count(side) for side in value)
+    return height, width
+
+
+def _positive(value: Any) -> float:
+    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"expected a finite number above 0; found {str(value)[:40]!r}")
+    return value
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from nucleipan.documents import json_value
 from nucleipan.errors import ModelError
 from nucleipan.files import whole_file
 
@@ -46,7 +47,7 @@ class SafetensorsCheckpoints(CheckpointIO):
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             if header is None:
                 raise ModelError(f"{path}: is no checkpoint of a training run; remove it to start afresh")
-            return _from_json(json.loads(header), tensors)
+            return _from_json(json_value(header), tensors)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             if isinstance(error, ModelError):
                 raise

@@ -8,7 +8,6 @@ everything, which is how "not annotated" is said.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.datasets import LAYOUTS, Annotated, Item, checked
+from nucleipan.documents import json_value, plain_bytes
 from nucleipan.errors import ConfigError, DataError
 from nucleipan.training.config import SourceConfig, TrainConfig
 
@@ -231,15 +231,18 @@ def _cover_of_code(source: SourceConfig, covers: CoverTable) -> dict[str, int]:
         raise ConfigError(f"sources: {source.folder}: codes: {error}") from error
 
 
+_MAX_SPLITS_BYTES = 2**26
+
+
 def _read_splits(config: TrainConfig) -> dict[str, Any] | None:
     if config.splits is None:
         return None
     try:
-        splits = json.loads(config.splits.read_text())
+        splits = json_value(plain_bytes(config.splits, _MAX_SPLITS_BYTES))
         asked = [s.folder for s in config.sources if s.train is None and s.val is None]
         missing = [folder for folder in asked if not isinstance(splits[folder]["train"], list)]
     except OSError as error:
-        raise DataError(f"{config.splits}: splits cannot be read ({error.strerror})") from error
+        raise DataError(f"{config.splits}: splits cannot be read ({error.strerror or error})") from error
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{config.splits}: expected JSON, folder -> {{train: [names], val: [names]}} ({error})"

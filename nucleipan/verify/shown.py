@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from nucleipan.errors import StoreError
+from nucleipan.errors import StoreError, printable
 from nucleipan.store import Progress
 from nucleipan.verify import Verification, verify_store
 
@@ -21,18 +21,18 @@ def verify_stores(paths: Sequence[Path]) -> int:
     n_unsound = 0
     for path in paths:
         try:
-            with _shown_progress(path.name) as progress:
+            with _shown_progress(printable(path.name)) as progress:
                 result = verify_store(path, progress)
         except StoreError as error:
             n_unsound += 1
-            print(f"nucleipan: {error}", file=sys.stderr)
+            print(f"nucleipan: {printable(error)}", file=sys.stderr)
             continue
         for finding in result.findings:
-            print(f"nucleipan: {path / finding.file}: {finding.what}; {finding.advice}", file=sys.stderr)
+            print(printable(f"nucleipan: {path / finding.file}: {finding.what}; {finding.advice}"), file=sys.stderr)
         if result.findings:
             n_unsound += 1
         else:
-            print(_line(result), flush=True)
+            print(printable(_line(result)), flush=True)
     return n_unsound
 
 
@@ -53,7 +53,8 @@ def _shown_progress(name: str) -> Iterator[Progress | None]:
         yield None
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(name, total=None)
