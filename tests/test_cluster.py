@@ -50,7 +50,7 @@ class Fails:
         raise StoreError("the disk is on fire")
 
 
-@pytest.mark.parametrize("tile", [96, 160])
+@pytest.mark.parametrize("tile", [128, 192])
 def test_workers_write_the_same_store(cluster, slide, reference, tmp_path, tile):  # noqa: F811
     result = segment_slide(slide, tmp_path, model(), SegmentOptions(tile=tile), network=oracle, executor=cluster)
     assert result.n_computed == result.n_tiles == -(-SHAPE[0] // tile) * -(-SHAPE[1] // tile)
@@ -65,7 +65,7 @@ def test_a_worker_that_dies_is_replaced(cluster, slide, reference, tmp_path):  #
 
 
 def test_what_a_worker_raises_arrives_and_the_run_can_go_on(cluster, slide, reference, tmp_path):  # noqa: F811
-    options = SegmentOptions(tile=96)
+    options = SegmentOptions(tile=128)
     with pytest.raises(StoreError, match="the disk is on fire"):
         segment_slide(slide, tmp_path, model(), options, network=Fails(), executor=cluster)
     result = segment_slide(slide, tmp_path, model(), options, network=oracle, executor=cluster)

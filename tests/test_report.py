@@ -719,9 +719,8 @@ assert not {{"torch", "monai", "matplotlib.pyplot"}} & set(sys.modules)
     ],
 )
 def test_contradictions_are_refused(store: PanopticStore, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    broken = edited(store, tmp_path, lambda attributes: attributes.update(change))
     with pytest.raises(StoreError, match=re.escape(message)):
-        write_report(broken, tmp_path / "page.html")
+        write_report(edited(store, tmp_path, lambda attributes: attributes.update(change)), tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 

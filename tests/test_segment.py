@@ -31,6 +31,7 @@ from nucleipan.network.weights import Model, ModelInfo
 from nucleipan.segment import SegmentOptions, segment_slide, store_path
 from nucleipan.slide import at_mpp, open_slide
 from nucleipan.store import exclusive
+from nucleipan.tiles import ALIGN
 from nucleipan.transforms import SlideTiles, TileSplitter, default_transforms
 
 K = len(DEFAULT_CLASSES)
@@ -119,7 +120,7 @@ def test_the_oracle_is_reproduced_exactly(reference):
     assert reference.summary.n_cut == 0
 
 
-@pytest.mark.parametrize("tile", [64, 96, 160, 512])
+@pytest.mark.parametrize("tile", [64, 128, 192, 512])
 def test_tile_size_does_not_matter(slide, reference, tmp_path, tile):
     result = segment_slide(slide, tmp_path, model(), SegmentOptions(tile=tile), network=oracle)
     assert result.n_tiles == -(-SHAPE[0] // tile) * -(-SHAPE[1] // tile)
@@ -203,7 +204,7 @@ def test_another_model_is_refused_unless_asked(slide, tmp_path):
 
 def test_region_of_interest(slide, reference, tmp_path):
     roi = Box(101, 203, 305, 444)
-    result = segment_slide(slide, tmp_path, model(), SegmentOptions(roi=roi, tile=96), network=oracle)
+    result = segment_slide(slide, tmp_path, model(), SegmentOptions(roi=roi, tile=128), network=oracle)
     assert result.store.shape == SHAPE
     inside = (slice(roi.y0, roi.y1), slice(roi.x0, roi.x1))
     got, whole = result.store.instances(), reference.store.instances()
@@ -219,7 +220,7 @@ def test_region_of_interest(slide, reference, tmp_path):
 
 def test_a_small_region_costs_little(slide, tmp_path):
     result = segment_slide(slide, tmp_path, model(), SegmentOptions(roi=Box(200, 300, 232, 332)), network=oracle)
-    assert result.redundancy * 32 * 32 <= (32 + 2 * 32 + 2 * 31) ** 2
+    assert result.redundancy * 32 * 32 <= (32 + 2 * 32 + 2 * (ALIGN - 1)) ** 2
 
 
 def test_a_finished_store_does_not_depend_on_the_tile(slide, tmp_path):
@@ -277,7 +278,7 @@ def test_glass_is_skipped(tmp_path):
         seen.append(image.shape)
         return oracle(torch.full_like(image, RED + 7))
 
-    result = segment_slide(path, tmp_path, model(), SegmentOptions(tile=96), network=counts)
+    result = segment_slide(path, tmp_path, model(), SegmentOptions(tile=128), network=counts)
     assert 0 < len(seen) == result.n_computed < result.n_tiles
     assert (result.store.class_map()[:, 400:] == DEFAULT_CLASSES.by_name("background").id).all()
 
@@ -286,11 +287,11 @@ def test_monai_users_add_their_own_transforms(slide):
     with open_slide(slide) as opened:
         view = at_mpp(opened, 0.5)
         chain = Compose([*default_transforms(view).transforms, RandGaussianNoised("image", prob=1.0)])
-        splitter = TileSplitter(128, 32)
+        splitter = TileSplitter(128, ALIGN)
         patches = list(splitter(view))
         assert len(patches) == 4 * 6
         assert splitter.get_input_shape(view) == SHAPE
-        assert patches[7][1] == (96, 96)
+        assert patches[7][1] == (128 - ALIGN, 128 - ALIGN)
         tiles = SlideTiles(view, [], chain)
         assert len(tiles) == 0
 

@@ -327,7 +327,7 @@ def test_a_damaged_page_of_the_table_names_the_file(store: Path) -> None:
         except StoreError:
             n_noticed += 1
         path.write_bytes(before)
-    assert n_noticed > 80
+    assert n_noticed > 70, "what is noticed nowhere changes nothing that is read"
 
 
 # Table against raster: checksums are right, contents are not

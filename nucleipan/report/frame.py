@@ -131,20 +131,10 @@ def frame_of(store: PanopticStore) -> Frame:
     """The frame of a store that makes sense.
 
     Raises:
-        StoreError: sizes or pixel sizes are impossible, or an array has not the size that the store says.
+        StoreError: the size is impossible, or an array has not the size that the store says.
     """
-    for name, part in (("slide", store.slide), ("model", store.model), ("config", store.config)):
-        if not isinstance(part, dict):
-            raise _contradiction(store, f"its {name} is {part!r:.40}")
-    for name, value in (("mpp", store.mpp), ("level0_per_pixel", store.level0_per_pixel)):
-        if not isinstance(value, int | float) or not math.isfinite(value) or not 1e-3 <= value <= 1e4:
-            raise _contradiction(store, f"its {name} is {value!r}")
-    extent = store.spec.extent
-    sides = (*store.shape, extent.y0, extent.x0, extent.y1, extent.x1)
-    if not all(isinstance(side, int) and 0 <= side <= _MAX_SIDE_PX for side in sides):
-        raise _contradiction(store, f"its shape is {store.shape} and its extent {extent}")
-    if extent.is_empty or not Box.of_shape(store.shape).contains(extent):
-        raise _contradiction(store, f"its extent {extent} is no part of its shape {store.shape}")
+    if max(store.shape) > _MAX_SIDE_PX:
+        raise _contradiction(store, f"its shape is {store.shape}")
     for name in ("nuclei", "classes"):
         if store.array(name).shape != store.shape:
             raise _contradiction(store, f"labels/{name} spans {store.array(name).shape}, not {store.shape}")

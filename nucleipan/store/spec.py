@@ -68,23 +68,23 @@ class StoreSpec:
         if not isinstance(version, int) or version > STORE_VERSION:
             raise StoreError(f"store version {version} is newer than {STORE_VERSION}; update nucleipan to read it")
         try:
-            slide = dict(_object(document["slide"]))
+            slide = dict(_object(document, "slide"))
             metadata = slide.pop(_METADATA, None)
             spec = cls(
                 slide=slide,
-                model=_object(document["model"]),
-                config=_object(document["config"]),
+                model=_object(document, "model"),
+                config=_object(document, "config"),
                 classes=PanopticClasses.from_list(document["classes"]),
                 shape=_sides(document["shape"]),
-                mpp=_positive(document["mpp"]),
-                level0_per_pixel=_positive(document["level0_per_pixel"]),
+                mpp=_pixel_size(document, "mpp"),
+                level0_per_pixel=_pixel_size(document, "level0_per_pixel"),
                 extent=Box(*(_count(side) for side in document["extent"])),
                 core=_count(document["core"]),
                 margin=_count(document["margin"]),
-                metadata=None if metadata is None else {str(k): str(v) for k, v in _object(metadata).items()},
+                metadata=None if metadata is None else {str(k): str(v) for k, v in dict(metadata).items()},
             )
             if spec.extent.is_empty or not Box.of_shape(spec.shape).contains(spec.extent):
-                raise ValueError(f"extent {document['extent']} of {document['shape']}")
+                raise ValueError(f"its extent {document['extent']} is no part of its shape {document['shape']}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StoreError(f"store attributes are malformed ({reason(error)}); segment the slide again") from error
         return spec
@@ -103,10 +103,10 @@ class StoreSpec:
         return replace(self, metadata=None if self.metadata is None else {"is": "kept"}).to_dict()
 
 
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object; found {str(value)[:40]!r}")
-    return value
+def _object(document: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(document[name], dict):
+        raise ValueError(f"its {name} is {document[name]!r:.40}")
+    return document[name]
 
 
 def _count(value: Any) -> int:
@@ -120,9 +120,10 @@ def _sides(value: Any) -> tuple[int, int]:
     return height, width
 
 
-def _positive(value: Any) -> float:
-    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
-        raise ValueError(f"expected a finite number above 0; found {str(value)[:40]!r}")
+def _pixel_size(document: dict[str, Any], name: str) -> float:
+    value = document[name]
+    if type(value) not in (int, float) or not (math.isfinite(value) and 1e-3 <= value <= 1e4):
+        raise ValueError(f"its {name} is {value!r:.40}")
     return value
 
 
