@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from dask.system import CPU_COUNT
@@ -76,11 +76,14 @@ class Cluster:
 def local_cluster(n_workers: int) -> Iterator[Cluster]:
     """``n_workers`` processes on this machine that share its cores evenly."""
     n_threads = max(1, CPU_COUNT // n_workers)
-    with (
-        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None) as processes,
-        Client(processes) as client,
-    ):
-        yield Cluster(client, n_threads)
+    processes = LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None)
+    try:
+        with Client(processes) as client:
+            yield Cluster(client, n_threads)
+    finally:
+        # On a busy machine a process that was killed may take longer to end than dask waits. Its work is done.
+        with suppress(TimeoutError):
+            processes.close()
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from nucleipan.network.weights import load_model
 from nucleipan.segment import SegmentOptions, segment_slide
 
 pytest.importorskip("distributed")
+from distributed import LocalCluster
+
 from nucleipan.cluster import Cluster, connected_cluster, local_cluster
 
 
@@ -79,6 +81,18 @@ def test_a_real_model_travels_by_name(cluster, slide, tmp_path):  # noqa: F811
     )
     assert files(here.store.path).keys() == files(there.store.path).keys()
     assert here.store.n_nuclei == there.store.n_nuclei
+
+
+def test_workers_that_end_late_do_not_fail_a_run(monkeypatch):
+    class EndsLate(LocalCluster):
+        def close(self, timeout=None):
+            super().close(timeout)
+            raise TimeoutError
+
+    monkeypatch.setattr("nucleipan.cluster.LocalCluster", EndsLate)
+    with local_cluster(1) as cluster:
+        assert cluster.client.submit(abs, -1).result() == 1
+    assert cluster.client.status == "closed"
 
 
 def test_nobody_at_the_address_is_said():
