@@ -152,7 +152,7 @@ def correct(stage: Stage) -> None:
     widget.form.tools[SPLIT].click()
     drag(stage.viewer, [(616, 628), (618, 642)])
     widget.form.tools[MERGE].click()
-    drag(stage.viewer, [(646, 625), (652, 623), (658, 621), (664, 620)], is_released=False)
+    drag(stage.viewer, [(585, 608), (588, 610), (591, 612), (595, 613)], is_released=False)
     point_at(stage.viewer, (646, 625))
     stage.take()
 
