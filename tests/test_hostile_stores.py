@@ -87,6 +87,16 @@ def test_label_arrays_that_lie(store: Path) -> None:
         StoredArray.open(path.parent)
 
 
+def test_codecs_that_do_not_fit_together(store: Path) -> None:
+    """Opened without complaint, refused where it is read; found by fuzzing."""
+    path = store / "labels/nuclei/0/zarr.json"
+    document = json.loads(path.read_text())
+    document["codecs"][0]["configuration"]["codecs"].reverse()
+    path.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="damaged"):
+        _ = StoredArray.open(path.parent)[:5, :5]
+
+
 # Links
 
 

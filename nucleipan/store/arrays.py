@@ -21,8 +21,8 @@ from nucleipan.errors import StoreError, reason
 _MAX_DOCUMENT_BYTES = 2**20
 _MAX_PIECE_PIXELS = 2**26
 _DO_OVER = "copy the store again from where it is whole, or segment the slide again with --overwrite"
-# Of zarr, its codecs and the file system, where data are damaged.
-_DAMAGED = (OSError, RuntimeError, ValueError, MemoryError)
+# Of zarr, its codecs and the file system, where data are damaged or their codecs do not fit together.
+_DAMAGED = (OSError, RuntimeError, TypeError, ValueError, KeyError, MemoryError)
 
 
 class LabelArray(Protocol):
