@@ -77,6 +77,13 @@ def test_pickled_labels_are_not_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "trace").exists()
 
 
+def test_label_arrays_of_impossible_sizes(store: Path) -> None:
+    path = store / "labels/nuclei/0/zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": [10**400, 5]}))
+    with pytest.raises(StoreError):
+        StoredArray.open(path.parent)
+
+
 def test_label_arrays_that_lie(store: Path) -> None:
     path = store / "labels/nuclei/0/zarr.json"
     document = json.loads(path.read_text())
@@ -85,6 +92,16 @@ def test_label_arrays_that_lie(store: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(StoreError, match="smaller ones"):
         StoredArray.open(path.parent)
+
+
+def test_codecs_that_do_not_fit_together(store: Path) -> None:
+    """Opened without complaint, refused where it is read; found by fuzzing."""
+    path = store / "labels/nuclei/0/zarr.json"
+    document = json.loads(path.read_text())
+    document["codecs"][0]["configuration"]["codecs"].reverse()
+    path.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="damaged"):
+        _ = StoredArray.open(path.parent)[:5, :5]
 
 
 # Links

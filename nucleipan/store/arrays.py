@@ -21,8 +21,8 @@ from nucleipan.errors import StoreError, reason
 _MAX_DOCUMENT_BYTES = 2**20
 _MAX_PIECE_PIXELS = 2**26
 _DO_OVER = "copy the store again from where it is whole, or segment the slide again with --overwrite"
-# Of zarr, its codecs and the file system, where data are damaged.
-_DAMAGED = (OSError, RuntimeError, ValueError, MemoryError)
+# Of zarr, its codecs and the file system, where data are damaged or their codecs do not fit together.
+_DAMAGED = (OSError, RuntimeError, TypeError, ValueError, KeyError, ArithmeticError, MemoryError)
 
 
 class LabelArray(Protocol):
@@ -58,7 +58,8 @@ class StoredArray:
         except Exception as error:  # a document can be wrong in any way
             raise StoreError(f"{path / 'zarr.json'}: describes no array ({reason(error)}); {_DO_OVER}") from error
         pieces = array.shards or array.chunks
-        if array.dtype.kind != "u" or min(array.shape, default=0) < 1 or math.prod(pieces) > _MAX_PIECE_PIXELS:
+        is_possible = all(0 < side < 2**31 for side in array.shape)
+        if array.dtype.kind != "u" or not is_possible or math.prod(pieces) > _MAX_PIECE_PIXELS:
             raise StoreError(
                 f"{path / 'zarr.json'}: describes {array.dtype} {array.shape} in pieces of {pieces}; expected unsigned "
                 f"integers in smaller ones; {_DO_OVER}"
