@@ -52,8 +52,6 @@ def _is_store(path: Path) -> bool:
 
 
 def _describe_store(store: PanopticStore) -> dict[str, Any]:
-    found = store.attributes.get("quality")
-    quality = found if isinstance(found, dict) else {}  # stores of other versions have none
     counts: Counter[str] = Counter()
     for table in store.nuclei_batches(["class"]):  # never all of them at once
         counts.update({str(c["values"]): c["counts"] for c in table["class"].value_counts().to_pylist()})
@@ -64,7 +62,7 @@ def _describe_store(store: PanopticStore) -> dict[str, Any]:
         "mpp": store.mpp,
         KEPT: store.slide | {"overview": _overview(store), "metadata": store.metadata or "not kept"},
         "model": store.model,
-        "quality": {key: value for key, value in quality.items() if key != "density"},
+        "quality": {key: value for key, value in store.quality.items() if key != "density"},
         "notes": notes_of(store),
         **({"corrections": store.corrections} if store.corrections else {}),
         "n_nuclei": store.n_nuclei,

@@ -47,8 +47,7 @@ def stain_of(density: tuple[float, float, float]) -> dict[str, float]:
 def notes_of(store: PanopticStore) -> list[str]:
     """What the user should know before trusting ``store``, each a sentence about the slide, without the words "the
     slide"; usually there is nothing."""
-    found = store.attributes.get("quality")
-    quality = found if isinstance(found, dict) else {}  # stores of other versions have none
+    quality = store.quality
     notes = list(_unusable(quality, store.config))
     if str(store.model.get("name")).startswith(_OWN_MODELS):
         notes += _stain(quality.get("density"))

@@ -27,7 +27,7 @@ class BatchSummary:
     def add(self, slide: Path, result: SegmentResult) -> None:
         """A slide that was segmented, now or earlier."""
         store = result.store
-        quality = store.attributes.get("quality", {})  # shares of the tissue
+        quality = store.quality  # shares of the tissue
         self._add(
             slide=str(slide),
             status="done" if result.summary else "was done",

@@ -158,7 +158,7 @@ def facts_of(frame: Frame, tally: Tally) -> list[tuple[str, list[tuple[str, str]
                 *((key, _text(value)) for key, value in _flat(config) if key != "nucleipan"),
             ],
         ),
-        ("Tissue that can be judged", _judged(_entries(store.attributes.get("quality")))),
+        ("Tissue that can be judged", _judged(store.quality)),
         ("Joining the tiles", _stitching(_entries(store.attributes.get("stitching")))),
     ]
 

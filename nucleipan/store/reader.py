@@ -107,6 +107,12 @@ class PanopticStore:
         return self.spec.metadata
 
     @property
+    def quality(self) -> dict[str, Any]:
+        """How much of the tissue could be judged, as ``segment`` found it; empty in stores of other versions."""
+        found = self.attributes.get("quality")
+        return found if isinstance(found, dict) else {}
+
+    @property
     def model(self) -> dict[str, Any]:
         """JSON-ready: name, sha256, licence."""
         return self.spec.model

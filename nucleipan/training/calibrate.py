@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from nucleipan.metrics import overlaps
-from nucleipan.metrics.grids import nearest_pixels
 from nucleipan.metrics.quality import matches
 from nucleipan.network.confidence import FEATURES, ConfidenceConfig, clipped, measure_confidence
 from nucleipan.network.model import HeadOutputs
 from nucleipan.training.data import Sample
-from nucleipan.training.validate import Segmenter
+from nucleipan.training.validate import Segmenter, compared
 
 # More would take longer than it helps: five weights are fitted.
 _MOST_IMAGES = 24
@@ -68,17 +66,12 @@ def judge(segment: Segmenter, sample: Sample) -> Judged:
     instances = segment.decoded(look).instances
     pixels = np.flatnonzero(instances).astype(np.int32)
     h, w = instances.shape
-    nucleus, offsets = look.outputs.nucleus[0, 0, :h, :w].numpy(), look.outputs.offsets[0, :, :h, :w].numpy()
-    features = measure_confidence(instances, pixels, nucleus, offsets, int(instances.max(initial=0)))
-    true = sample.ids[0].numpy()
-    rows, cols, _ = nearest_pixels(instances.shape, true.shape)
-    pred = instances[np.ix_(rows, cols)]
-    table = overlaps(pred, true)
+    nucleus, offsets = (t[0, :, :h, :w].cpu().numpy() for t in (look.outputs.nucleus, look.outputs.offsets))
+    features = measure_confidence(instances, pixels, nucleus[0], offsets, int(instances.max(initial=0)))
+    table = compared(instances, sample)
     ious, matched = np.zeros(len(table.pred)), matches(table)
     ious[table.pair_pred[matched]] = table.ious[matched]
-    share = np.bincount(pred.ravel(), sample.known[0].numpy().ravel())[table.pred.ids] / table.pred.areas
-    is_seen = share >= 0.5
-    return Judged(features[table.pred.ids - 1][is_seen], ious[is_seen], len(table.true))
+    return Judged(features[table.pred.ids - 1], ious, len(table.true))
 
 
 def _some(samples: Sequence[Sample]) -> list[Sample]:

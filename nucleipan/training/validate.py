@@ -14,7 +14,7 @@ import torch
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.geometry import Box
-from nucleipan.metrics import PanopticQuality, instance_quality, overlaps
+from nucleipan.metrics import Overlaps, PanopticQuality, instance_quality, overlaps
 from nucleipan.metrics.grids import nearest_pixels
 from nucleipan.network.fusion import DecodeConfig, decode_tile
 from nucleipan.network.inference import Network, Outputs
@@ -65,11 +65,16 @@ class Segmenter:
 
 
 def nuclei_quality(found: PanopticTile, sample: Sample) -> PanopticQuality:
-    """Class-agnostic PQ of one image in the grid of its truth, without what is found mostly where nobody looked."""
+    """Class-agnostic PQ of one image, as ``compared``."""
+    return instance_quality(compared(found.instances, sample))
+
+
+def compared(instances: np.ndarray, sample: Sample) -> Overlaps:
+    """Instances, int[h, w], and truth in the grid of the truth, without what is found mostly where nobody looked."""
     true, is_known = sample.ids[0].numpy(), sample.known[0].numpy() > 0
-    rows, cols, _ = nearest_pixels(found.instances.shape, true.shape)
-    pred = found.instances[np.ix_(rows, cols)]
+    rows, cols, _ = nearest_pixels(instances.shape, true.shape)
+    pred = instances[np.ix_(rows, cols)]
     if not is_known.all():
         unseen = np.bincount(pred.ravel(), ~is_known.ravel()) / np.maximum(np.bincount(pred.ravel()), 1)
         pred = np.where(unseen[pred] > 0.5, 0, pred)
-    return instance_quality(overlaps(pred, true))
+    return overlaps(pred, true)
