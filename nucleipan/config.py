@@ -23,7 +23,7 @@ _MAX_CHARACTERS = 2000  # of one value; longer numbers take Python minutes, or c
 _PATH_FIELDS = ("data_root", "splits", "output", "classes_from")
 
 
-def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a training configuration.
 
     Args:
@@ -34,6 +34,7 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: the file is missing or no YAML mapping, or a key is unknown or has a wrong value.
     """
+    path = Path(path)
     document = _read_mapping(path)
     for override in overrides:
         _set(document, override)

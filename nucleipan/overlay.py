@@ -119,13 +119,16 @@ def overlay_with_legend(
     return np.concatenate([overlay, legend(classes, present, width=image.shape[1])])
 
 
-def overlay_of_store(store: PanopticStore, view: SlideView, box: Box | None = None) -> np.ndarray:
+def overlay_of_store(
+    store: PanopticStore, view: SlideView, box: Box | None = None, *, thickness: int = 1
+) -> np.ndarray:
     """Picture with legend of a part of a slide, uint8[h + strip, w, 3], sRGB.
 
     Args:
         store: made from the slide of ``view``.
         view: the slide at the store's pixel size, ``at_mpp(slide, store.mpp)``.
         box: part to draw, in pixels of the view; all of it by default, which then must fit into memory.
+        thickness: of the outlines, in pixels inwards.
 
     Raises:
         DataError: the store was not made in this view's grid.
@@ -137,7 +140,9 @@ def overlay_of_store(store: PanopticStore, view: SlideView, box: Box | None = No
         )
     box = Box.of_shape(view.shape) if box is None else box
     plane = store.class_map(box)
-    return overlay_with_legend(view.read(box), store.instances(box), plane, store.classes, stuff=plane)
+    return overlay_with_legend(
+        view.read(box), store.instances(box), plane, store.classes, stuff=plane, thickness=thickness
+    )
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:

@@ -97,8 +97,8 @@ class SegmentResult:
 
 
 def segment_slide(
-    path: Path,
-    out: Path,
+    path: str | Path,
+    out: str | Path,
     model: Model,
     options: SegmentOptions | None = None,
     *,
@@ -128,6 +128,7 @@ def segment_slide(
         StoreError: the output belongs to another run or cannot be written.
         ModelError: the device does not exist.
     """
+    path, out = Path(path), Path(out)
     options = options or SegmentOptions()
     progress = progress or (lambda done, total, step: None)
     options = replace(options, backend=choose_backend(options.backend, options.device, model.network))

@@ -1,4 +1,4 @@
-"""The network of two scales: it begins as the fine one, and only its instance head hears the coarse one."""
+"""The network of two scales: its nuclei begin as the fine one's, its tissue is the coarse one's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from nucleipan.classes import DEFAULT_CLASSES
+from nucleipan.classes import DEFAULT_CLASSES, PanopticClass, PanopticClasses
 from nucleipan.errors import ConfigError, ModelError
 from nucleipan.network.build import build_network
 from nucleipan.network.fusion import DecodeConfig
+from nucleipan.network.layers import upsample
 from nucleipan.network.model import PanopticNetConfig
 from nucleipan.network.two_scale import TwoScaleConfig, TwoScaleNet
 from nucleipan.network.weights import ModelInfo, load_model, save_model
-from nucleipan.training.config import ScheduleConfig, SourceConfig, TrainConfig
+from nucleipan.training.config import ClassConfig, ScheduleConfig, SourceConfig, TrainConfig
 from nucleipan.training.module import PanopticTraining
 from nucleipan.training.start import Start, build_start
 
@@ -51,12 +52,33 @@ def start(folder: Path) -> Start:
     return build_start(config_of(folder))
 
 
-def test_it_begins_as_the_fine_network(start: Start, folder: Path) -> None:
+def test_its_nuclei_begin_as_those_of_the_fine_network(start: Start, folder: Path) -> None:
     x = torch.rand(1, 3, 128, 192)
     with torch.no_grad():
         two, fine = start.network.eval()(x), load_model(folder / "fine.safetensors").network(x)
-    for part in ("semantic", "nucleus", "offsets"):
+    for part in ("nucleus", "offsets"):
         torch.testing.assert_close(getattr(two, part), getattr(fine, part))
+    things = [c.id - 1 for c in DEFAULT_CLASSES.things]
+    torch.testing.assert_close(two.semantic.softmax(1)[:, things], fine.semantic.softmax(1)[:, things])
+
+
+def test_its_tissue_is_that_of_the_coarse_network(start: Start, folder: Path) -> None:
+    """Given that a pixel is no nucleus, probabilities are those of the coarse network, enlarged."""
+    x = torch.rand(1, 3, 128, 192)
+    with torch.no_grad():
+        two = start.network.eval()(x)
+        coarse = load_model(folder / "coarse.safetensors").network(torch.nn.functional.avg_pool2d(x, 2))
+    stuff = [c.id - 1 for c in DEFAULT_CLASSES.stuff]
+    expected = upsample(coarse.semantic, 2)[:, stuff].softmax(1)
+    torch.testing.assert_close(two.semantic[:, stuff].softmax(1), expected)
+
+
+def test_without_tissue_classes_the_semantic_part_is_the_fine_one() -> None:
+    names = PanopticClasses(tuple(PanopticClass(i, f"kind {i}", True, (0, 0, i)) for i in (1, 2)))
+    network = build_network(TWO, names)
+    assert isinstance(network, TwoScaleNet)
+    semantic = torch.rand(1, 2, 4, 4)
+    assert network._with_tissue(semantic, torch.rand(1, 2, 4, 4)) is semantic
 
 
 def test_the_instance_head_hears_the_coarse_answer_in_its_place(start: Start, folder: Path) -> None:
@@ -66,7 +88,7 @@ def test_the_instance_head_hears_the_coarse_answer_in_its_place(start: Start, fo
     x = torch.rand(1, 3, 128, 128)
     with torch.no_grad():
         coarse = load_model(folder / "coarse.safetensors").network(torch.nn.functional.avg_pool2d(x, 2))
-        seen, answers = network._from_afar(torch.nn.functional.avg_pool2d((x - network.mean) / network.std, 2))
+        seen, answers, _ = network._from_afar(torch.nn.functional.avg_pool2d((x - network.mean) / network.std, 2))
     torch.testing.assert_close(answers[:, :1] * 4, coarse.nucleus.clamp(-8, 8))
     torch.testing.assert_close(answers[:, 1:] * 8, coarse.offsets)
     assert seen.shape == (1, 8, 32, 32)
@@ -88,14 +110,31 @@ def test_only_the_named_part_is_trained(folder: Path) -> None:
     assert all(k.startswith("instance_head.") for k in changed), "weights and statistics of all else stay"
 
 
-def test_the_coarse_part_never_trains(folder: Path) -> None:
+def test_of_the_coarse_network_only_tissue_is_trained(folder: Path) -> None:
     config = config_of(folder, train_only=())
     network = build_start(config).network.train()
     assert isinstance(network, TwoScaleNet)
+    network(torch.rand(2, 3, 128, 128)).semantic.square().mean().backward()
+    assert all(p.grad is not None for p in network.coarse_semantic_head.parameters())
     assert all(p.requires_grad for p in network.backbone.parameters())
     assert not any(
-        p.requires_grad or m.training for part in network.coarse for m in part.modules() for p in m.parameters()
+        p.requires_grad or m.training for part in network.frozen for m in part.modules() for p in m.parameters()
     )
+
+
+def test_tissues_of_the_same_name_are_taken_over_from_both(folder: Path) -> None:
+    """With classes of one's own: rows by name, in the fine and in the coarse classifier."""
+    own = tuple(
+        ClassConfig(name=name, is_thing=name == "neoplastic", color=(1, 2, 3))
+        for name in ("stroma", "glass", "neoplastic")
+    )
+    network = build_start(config_of(folder, classes=own)).network
+    row_of = {c.name: c.id - 1 for c in DEFAULT_CLASSES.classes}
+    for part, name in (("semantic_head", "fine"), ("coarse_semantic_head", "coarse")):
+        rows = getattr(network, part).classify.weight
+        given = load_model(folder / f"{name}.safetensors").network.semantic_head.classify.weight
+        torch.testing.assert_close(rows[[0, 2]], given[[row_of["stroma"], row_of["neoplastic"]]])
+        assert not torch.isclose(rows[1], given).all(1).flatten(1).any(), "a new tissue begins at random"
 
 
 def test_what_was_seen_is_handed_down(start: Start) -> None:

@@ -41,7 +41,7 @@ __all__ = ["Evaluation", "ImagePair", "PanopticEvaluation", "evaluate_folders", 
 
 
 def evaluate_folders(
-    pred: Path, truth: Path, *, radius_px: float = DEFAULT_RADIUS_PX, pair: PairWithin = pair_centroids
+    pred: str | Path, truth: str | Path, *, radius_px: float = DEFAULT_RADIUS_PX, pair: PairWithin = pair_centroids
 ) -> Evaluation | PanopticEvaluation:
     """Score every truth of ``truth`` against its namesake in ``pred``, in the truth's pixels.
 
@@ -61,6 +61,7 @@ def evaluate_folders(
         DataError: a folder lacks its parts, a truth has no prediction, a name or number is unknown, or a prediction's
             shape is not the truth's at any scale.
     """
+    pred, truth = Path(pred), Path(truth)
     panoptic = open_truth(truth)
     if panoptic is not None:
         return evaluate_panoptic(pred, panoptic)

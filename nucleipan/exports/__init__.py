@@ -48,7 +48,7 @@ OF_RESULTS = tuple(name for name, format in FORMATS.items() if not format.of_cor
 """Formats of what was found, which can be written as soon as it was."""
 
 
-def export_store(store: PanopticStore, name: str, path: Path, options: ExportOptions | None = None) -> int:
+def export_store(store: PanopticStore, name: str, path: str | Path, options: ExportOptions | None = None) -> int:
     """Write ``store`` to ``path`` in the format ``name``; returns how many nuclei (or fields) were written.
 
     Args:
@@ -65,61 +65,65 @@ def export_store(store: PanopticStore, name: str, path: Path, options: ExportOpt
     """
     from nucleipan.store import refuse_damaged
 
-    options = options or ExportOptions()
+    path, options = Path(path), options or ExportOptions()
     try:
         refuse_damaged(store.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        match name:
-            case "geojson":
-                from nucleipan.exports.geojson import export_geojson
-
-                return export_geojson(store, path, options.roi)
-            case "csv":
-                from nucleipan.exports.table import export_csv
-
-                return export_csv(store, path, options.roi)
-            case "parquet":
-                from nucleipan.exports.table import export_parquet
-
-                return export_parquet(store, path, options.roi)
-            case "h5ad":
-                from nucleipan.exports.anndata import export_h5ad
-
-                return export_h5ad(store, path, options.roi)
-            case "spatialdata":
-                from nucleipan.exports.spatialdata import export_spatialdata
-
-                return export_spatialdata(store, path, options.roi)
-            case "coco-panoptic":
-                from nucleipan.exports.coco import export_coco
-
-                return export_coco(store, path, options)
-            case "cityscapes":
-                from nucleipan.exports.cityscapes import export_cityscapes
-
-                return export_cityscapes(store, path, options)
-            case "ome-tiff":
-                from nucleipan.exports.ome_tiff import export_ome_tiff
-
-                return export_ome_tiff(store, path, options)
-            case "dicom-seg":
-                from nucleipan.exports.dicom_seg import export_dicom_seg
-
-                return export_dicom_seg(store, path, options)
-            case "dicom-ann":
-                from nucleipan.exports.dicom_ann import export_dicom_ann
-
-                return export_dicom_ann(store, path, options)
-            case "training":
-                from nucleipan.edits import EditLog, export_training
-
-                if options.slide is None or options.roi is not None:
-                    raise ConfigError("training data are the checked fields of the slide; pass --slide, and no --roi")
-                return export_training(EditLog.open(store), options.slide, path)
-            case _:
-                raise ConfigError(f"unknown export format {name!r}; known: {', '.join(FORMATS)}")
+        return _write(store, name, path, options)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another name") from error
     except ModuleNotFoundError as error:
         extra = FORMATS[name].extra
         raise ConfigError(f"{name} needs the package {error.name}; pip install 'nucleipan[{extra}]'") from error
+
+
+def _write(store: PanopticStore, name: str, path: Path, options: ExportOptions) -> int:
+    match name:
+        case "geojson":
+            from nucleipan.exports.geojson import export_geojson
+
+            return export_geojson(store, path, options.roi)
+        case "csv":
+            from nucleipan.exports.table import export_csv
+
+            return export_csv(store, path, options.roi)
+        case "parquet":
+            from nucleipan.exports.table import export_parquet
+
+            return export_parquet(store, path, options.roi)
+        case "h5ad":
+            from nucleipan.exports.anndata import export_h5ad
+
+            return export_h5ad(store, path, options.roi)
+        case "spatialdata":
+            from nucleipan.exports.spatialdata import export_spatialdata
+
+            return export_spatialdata(store, path, options.roi)
+        case "coco-panoptic":
+            from nucleipan.exports.coco import export_coco
+
+            return export_coco(store, path, options)
+        case "cityscapes":
+            from nucleipan.exports.cityscapes import export_cityscapes
+
+            return export_cityscapes(store, path, options)
+        case "ome-tiff":
+            from nucleipan.exports.ome_tiff import export_ome_tiff
+
+            return export_ome_tiff(store, path, options)
+        case "dicom-seg":
+            from nucleipan.exports.dicom_seg import export_dicom_seg
+
+            return export_dicom_seg(store, path, options)
+        case "dicom-ann":
+            from nucleipan.exports.dicom_ann import export_dicom_ann
+
+            return export_dicom_ann(store, path, options)
+        case "training":
+            from nucleipan.edits import EditLog, export_training
+
+            if options.slide is None or options.roi is not None:
+                raise ConfigError("training data are the checked fields of the slide; pass --slide, and no --roi")
+            return export_training(EditLog.open(store), options.slide, path)
+        case _:
+            raise ConfigError(f"unknown export format {name!r}; known: {', '.join(FORMATS)}")

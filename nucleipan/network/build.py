@@ -37,6 +37,6 @@ def build_network(
         case PanopticNetConfig():
             return build_panoptic_net(config, len(classes))
         case TwoScaleConfig():
-            return TwoScaleNet(config, len(classes))
+            return TwoScaleNet(config, classes)
         case RegionNetConfig():
             return RegionNet(config, len(classes.things), len(classes))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nucleipan.store import PanopticStore
 
 
-def write_report(store: PanopticStore, path: Path, slide: Path | None = None) -> None:
+def write_report(store: PanopticStore, path: str | Path, slide: str | Path | None = None) -> None:
     """Write the page about ``store`` to ``path``; the same store and slide give the same file.
 
     Example fields are shown if there is a slide to cut them from: ``slide``, or without one a file of the recorded
@@ -31,6 +31,6 @@ def write_report(store: PanopticStore, path: Path, slide: Path | None = None) ->
         from nucleipan.report.page import render_page
     except ModuleNotFoundError as error:
         raise ConfigError(f"a report needs the package {error.name}; pip install 'nucleipan[report]'") from error
-    page = render_page(store, slide)
-    with whole_file(path) as temporary:
+    page = render_page(store, None if slide is None else Path(slide))
+    with whole_file(Path(path)) as temporary:
         temporary.write_bytes(page)

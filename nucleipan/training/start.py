@@ -20,7 +20,7 @@ from nucleipan.network.weights import Model, load_model
 from nucleipan.training.config import TrainConfig
 
 _DEFAULT_MPP = 0.5
-# Rows of these tensors belong to classes, in their order.
+# Rows of the tensors whose names end so belong to classes, in their order.
 _PER_CLASS = ("semantic_head.classify.weight", "semantic_head.classify.bias")
 
 
@@ -61,7 +61,7 @@ def build_start(config: TrainConfig) -> Start:
         _take_over(network, classes, given, config.initial_weights)
     coarse = None if config.coarse_weights is None else load_model(config.coarse_weights)
     if coarse:
-        _take_over_coarse(network, coarse, str(config.coarse_weights))
+        _take_over_coarse(network, classes, coarse, str(config.coarse_weights))
     _keep_all_but(network, config.train_only)
     return Start(
         network,
@@ -74,9 +74,8 @@ def build_start(config: TrainConfig) -> Start:
 
 
 def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> None:
-    values, own = given.network.state_dict(), network.state_dict()
-    for key in _PER_CLASS:
-        values[key] = _rows_by_name(values[key], given.info.classes, own[key], classes)
+    own = network.state_dict()
+    values = _by_name(given.network.state_dict(), given.info.classes, own, classes)
     values = {k: _with_more_inputs(v, own[k]) for k, v in values.items() if k in own}
     fitting = {k: v for k, v in values.items() if own[k].shape == v.shape}
     if not any(k.startswith("backbone.") for k in fitting):
@@ -84,16 +83,15 @@ def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model
     network.load_state_dict(fitting, strict=False)
 
 
-def _take_over_coarse(network: TrainableNetwork, given: Model, source: str) -> None:
+def _take_over_coarse(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> None:
     if not isinstance(network, TwoScaleNet):
         raise ConfigError("coarse_weights: only a two-scale network (network: {head: two-scale}) has a coarse part")
-    values = given.network.state_dict()
-    for part, name in zip(network.coarse, ("backbone.", "instance_head."), strict=True):
-        own = part.state_dict()
-        fitting = {k: values.get(name + k) for k in own}
-        if any(v is None or v.shape != own[k].shape for k, v in fitting.items()):
-            raise ModelError(f"coarse_weights: {source}: its {name[:-1]} is not that of the network's coarse part")
-        part.load_state_dict(fitting)
+    for name, part in network.coarse.items():
+        own = {f"{name}.{k}": v for k, v in part.state_dict().items()}
+        values = _by_name(given.network.state_dict(), given.info.classes, own, classes)
+        if any(k not in values or values[k].shape != v.shape for k, v in own.items()):
+            raise ModelError(f"coarse_weights: {source}: its {name} is not that of the network's coarse part")
+        part.load_state_dict({k.removeprefix(f"{name}."): values[k] for k in own})
 
 
 def _keep_all_but(network: TrainableNetwork, names: Sequence[str]) -> None:
@@ -110,6 +108,14 @@ def _with_more_inputs(value: Tensor, own: Tensor) -> Tensor:
     """A convolution's weights [out, in, h, w] with zeros for the inputs that ``own`` has beyond them."""
     n_more = own.shape[1] - value.shape[1] if own.ndim == value.ndim == 4 else 0
     return F.pad(value, (0, 0, 0, 0, 0, n_more)) if n_more > 0 else value
+
+
+def _by_name(
+    values: dict[str, Tensor], names: PanopticClasses, own: dict[str, Tensor], own_names: PanopticClasses
+) -> dict[str, Tensor]:
+    """``values``, trained for classes ``names``, in the rows of ``own_names``; those of new classes are as in ``own``."""
+    per_class = [k for k in values if k.endswith(_PER_CLASS) and k in own]
+    return values | {k: _rows_by_name(values[k], names, own[k], own_names) for k in per_class}
 
 
 def _rows_by_name(values: Tensor, names: PanopticClasses, own: Tensor, own_names: PanopticClasses) -> Tensor:

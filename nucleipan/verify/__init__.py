@@ -42,7 +42,7 @@ class Verification:
     n_pixels: int = 0
 
 
-def verify_store(path: Path, progress: Progress | None = None) -> Verification:
+def verify_store(path: str | Path, progress: Progress | None = None) -> Verification:
     """Look at every file, pixel and row of the finished store at ``path``; nothing is changed.
 
     Where files that hold nuclei are damaged, or others are missing, table and pixels are not looked at: they would
@@ -51,6 +51,7 @@ def verify_store(path: Path, progress: Progress | None = None) -> Verification:
     Raises:
         StoreError: there is no finished store of nucleipan's, or its kind cannot be told.
     """
+    path = Path(path)
     progress = progress or (lambda done, total, step: None)
     if not path.is_dir() or path.name.endswith(".partial"):
         PanopticStore.open(path)  # says why not
