@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from nucleipan import __version__
-from nucleipan.errors import ConfigError, ModelError, SlideError, StoreError
+from nucleipan.errors import ConfigError, ModelError, StoreError
 from nucleipan.geometry import Box
 from nucleipan.network.runtime import runtime
 from nucleipan.network.weights import embedded_models, load_model
 from nucleipan.segment import SegmentOptions
-from nucleipan.slide import open_slide
-from nucleipan.slide.fingerprint import fingerprint
 from nucleipan.store import PanopticStore
+from nucleipan.store.origin import open_slide_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def run_like(store: PanopticStore, slide: Path, asked: Mapping[str, Any]) -> Run
         ModelError: the model is not here or differs, or the device is not here.
     """
     _check_version(store)
-    _check_slide(store, slide)
+    open_slide_of(store, slide).close()
     fixed = _fixed_options(store)
     _check_asked(store, asked, fixed)
     model = _model(store, asked.get("model"))
@@ -66,15 +65,6 @@ def _check_version(store: PanopticStore) -> None:
         )
     if not isinstance(store.attributes.get("made_with"), dict) or "roi" not in store.attributes:
         raise StoreError(f"{store.path} does not say how it was made; segment the slide with options of your own")
-
-
-def _check_slide(store: PanopticStore, path: Path) -> None:
-    open_slide(path).close()
-    if fingerprint(path) != store.slide.get("fingerprint"):
-        raise SlideError(
-            f"{path}: is not the slide that {store.path} was made from ({store.slide.get('name')}): its content "
-            "differs; pass that one, or leave --like out"
-        )
 
 
 def _fixed_options(store: PanopticStore) -> dict[str, Any]:

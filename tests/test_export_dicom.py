@@ -448,7 +448,7 @@ def test_only_the_dicom_slide_of_the_store_will_do(case: Case, tmp_path: Path, e
     with pytest.raises(DataError, match="is no DICOM slide"):
         export(case.store, path, ExportOptions(slide=case.store.path))
     other = make_case(tmp_path / "other", changes=lambda ds: setattr(ds, "PatientID", "P-18"))
-    with pytest.raises(DataError, match="not the slide that"):
+    with pytest.raises(SlideError, match="not the slide that"):
         export(case.store, path, ExportOptions(slide=other.slide))
     assert not path.parent.exists()
 

@@ -509,7 +509,7 @@ def test_another_slide_is_never_shown(with_slide: tuple[PanopticStore, Path], tm
     other = store.path.parent / slide.name
     write_slide(SyntheticScene((2 * SHAPE[0], 2 * SHAPE[1]), seed=5), other, levels=2)
     try:
-        with pytest.raises(SlideError, match="not the slide that the store was made from"):
+        with pytest.raises(SlideError, match=r"not the slide that .* was made from"):
             write_report(store, tmp_path / "page.html", other)
         assert not (tmp_path / "page.html").exists()
         write_report(store, tmp_path / "page.html")

@@ -16,9 +16,9 @@ from qtpy.QtWidgets import QFileDialog, QLabel, QPushButton, QSpinBox, QVBoxLayo
 from napari_nucleipan._field import visible_box
 from napari_nucleipan._form import in_form, in_row
 from napari_nucleipan._layers import SLIDE_KEY
-from napari_nucleipan._slide_of_store import is_slide_of
 from nucleipan.edits import EditLog, export_training
 from nucleipan.errors import NucleipanError, reason
+from nucleipan.store.origin import is_slide_of
 
 if TYPE_CHECKING:
     import napari

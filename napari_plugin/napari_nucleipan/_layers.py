@@ -18,11 +18,12 @@ from napari_nucleipan._chunks import LazyLevel
 from napari_nucleipan._classes import CLASSES_KEY, ClassMap, class_colormap, class_names
 from napari_nucleipan._levels import slide_levels
 from napari_nucleipan._nuclei import KEY, NucleiView
-from napari_nucleipan._slide_of_store import FoundSlide, find_slide, open_slide_of
+from napari_nucleipan._slide_of_store import FoundSlide, find_slide
 from nucleipan.edits import EditLog
 from nucleipan.errors import NucleipanError, StoreError, reason
 from nucleipan.slide import Slide, open_slide
 from nucleipan.store import PanopticStore
+from nucleipan.store.origin import open_slide_of
 
 if TYPE_CHECKING:
     from napari.components import LayerList, ViewerModel

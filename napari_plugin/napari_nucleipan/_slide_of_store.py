@@ -1,8 +1,4 @@
-"""Which slide a store was made from, if it is still there.
-
-A store names its slide and knows its fingerprint. Pixels of another slide under these nuclei would be worse than
-none, so a slide is used only if it is the very one.
-"""
+"""What is shown below a store's nuclei: its slide, if it is still there, or the overview in the store."""
 
 from __future__ import annotations
 
@@ -11,8 +7,8 @@ from pathlib import Path
 
 from nucleipan.errors import SlideError
 from nucleipan.slide import Slide, open_slide
-from nucleipan.slide.fingerprint import fingerprint
 from nucleipan.store import PanopticStore
+from nucleipan.store.origin import has_whole_image, open_slide_of, slide_beside
 
 
 @dataclass(frozen=True)
@@ -38,56 +34,13 @@ def find_slide(store: PanopticStore, given: Path | None = None) -> FoundSlide:
     """
     if given is not None:
         return FoundSlide(open_slide_of(store, given), False, "")
-    beside, note = _beside(store), ""
+    beside, note = slide_beside(store), ""
     if beside is not None:
         try:
             return FoundSlide(open_slide_of(store, beside), False, "")
         except SlideError as error:
             note = str(error)
-    inside = open_slide(store.path)
-    whole = (store.slide.get("height"), store.slide.get("width"))
-    is_whole = inside.levels[0].shape == whole
+    inside, is_whole = open_slide(store.path), has_whole_image(store)
     name = store.slide.get("name", "the slide")
     note = note or f"{name} does not lie beside {store.path.name}"
     return FoundSlide(inside, not is_whole, "" if is_whole else note)
-
-
-def open_slide_of(store: PanopticStore, path: Path) -> Slide:
-    """Open ``path`` if it is the slide that ``store`` was made from.
-
-    Raises:
-        SlideError: it cannot be read, or is another slide.
-    """
-    slide = open_slide(path)
-    try:
-        _check(slide, store, path)
-    except SlideError:
-        slide.close()
-        raise
-    return slide
-
-
-def is_slide_of(store: PanopticStore, path: Path) -> bool:
-    """Whether the file is the one that ``store`` was made from."""
-    return path.exists() and fingerprint(path) == store.slide.get("fingerprint")
-
-
-def _check(slide: Slide, store: PanopticStore, path: Path) -> None:
-    if not is_slide_of(store, path):
-        raise SlideError(
-            f"{path}: is not the slide that {store.path.name} was made from (its fingerprint differs); "
-            f"expected {store.slide.get('name', 'another one')}"
-        )
-    factor = store.level0_per_pixel
-    expected = tuple(side * factor for side in store.shape)
-    if any(abs(a - b) > factor for a, b in zip(slide.levels[0].shape, expected, strict=True)):
-        raise SlideError(f"{path}: has {slide.levels[0].shape} pixels, {store.path.name} tells of about {expected}")
-
-
-def _beside(store: PanopticStore) -> Path | None:
-    """A file of the recorded name beside the store; the name is taken as a name, never as a path."""
-    name = store.slide.get("name")
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
-        return None
-    path = store.path.absolute().parent / name
-    return path if path.exists() else None

@@ -10,9 +10,9 @@ from napari.utils.notifications import show_error, show_warning
 from qtpy import QtWidgets  # where there is no Qt binding, this fails and napari does not
 
 from napari_nucleipan._layers import LayerData, add_layers, slide_layers, store_layers
-from napari_nucleipan._slide_of_store import is_slide_of
 from nucleipan.errors import StoreError, reason
 from nucleipan.store import PanopticStore, is_own_store
+from nucleipan.store.origin import is_slide_of
 
 PLUGIN = "nucleipan"
 WIDGETS = ("Explore", "Segment", "Correct")

@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 
 from nucleipan.edits.log import EditLog
-from nucleipan.errors import DataError, SlideError
+from nucleipan.errors import DataError
 from nucleipan.files import whole_folder
 from nucleipan.geometry import Box
-from nucleipan.slide import SlideView, at_mpp, open_slide
-from nucleipan.slide.fingerprint import fingerprint
+from nucleipan.slide import SlideView
+from nucleipan.store.origin import slide_in_grid
 
 #: Strips narrower than this, left over between fields that overlap, hold no whole nucleus and are not exported.
 _MIN_SIDE = 64
@@ -73,13 +73,7 @@ def export_training(
     """
     wanted = training_fields(log, field) if boxes is None else list(boxes)
     out, stem = Path(out), log.store.path.name.removesuffix(".ome.zarr")
-    with open_slide(slide) as opened, whole_folder(out) as folder:
-        view = at_mpp(opened, log.store.mpp, log.store.slide.get("mpp"))
-        if fingerprint(opened.path) != log.store.slide.get("fingerprint") or view.shape != log.store.shape:
-            raise SlideError(
-                f"{slide} is not the slide that {log.store.path} was made from ({log.store.slide.get('name')}); "
-                "choose that one"
-            )
+    with slide_in_grid(log.store, Path(slide)) as view, whole_folder(out) as folder:
         for name in ("images", "labels", "classes"):
             (folder / name).mkdir()
         for box in wanted:

@@ -26,10 +26,10 @@ from pydicom.valuerep import DA, TM
 
 from nucleipan.errors import DataError, NucleipanError, SlideError, reason
 from nucleipan.exports._dicom_terms import uid_of
-from nucleipan.slide import at_mpp, open_slide
+from nucleipan.slide import open_slide
 from nucleipan.slide.dicom import dicom_files, is_dicom
-from nucleipan.slide.fingerprint import fingerprint
 from nucleipan.store import PanopticStore
+from nucleipan.store.origin import check_origin, in_grid
 
 _IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _MAY_BE_EMPTY = (
@@ -101,9 +101,8 @@ def dicom_source(store: PanopticStore, path: Path | None) -> DicomSource:
     """The images of the DICOM slide at ``path``, one file or a folder, that ``store`` was made from.
 
     Raises:
-        DataError: there is no path, it is no DICOM slide, not the slide of the store, or its header lacks what
-            identifies it.
-        SlideError: the slide cannot be read.
+        DataError: there is no path, it is no DICOM slide, or its header lacks what identifies it.
+        SlideError: the slide cannot be read, or is not the one that the store was made from.
     """
     if path is None:
         raise DataError(
@@ -111,13 +110,11 @@ def dicom_source(store: PanopticStore, path: Path | None) -> DicomSource:
             "pass the DICOM slide that was segmented with --slide"
         )
     with open_slide(path) as slide:
-        view = at_mpp(slide, store.mpp, store.mpp / store.level0_per_pixel)
+        view = in_grid(store, slide)
         full, grid = slide.levels[0].shape, slide.levels[view.level].shape
         files = _series(path, is_pyramid=len(slide.levels) > 1)
         # A slide of several files was named by one of them, or by their folder.
-        _check_same(store, path, [path, slide.path, *files, *([path.parent] if len(files) > 1 else [])])
-    if view.shape != store.shape:
-        raise DataError(f"{path}: is {view.shape} pixels in the store's grid, {store.path} is {store.shape}")
+        check_origin(store, slide, path, *files, *([path.parent] if len(files) > 1 else []))
     return DicomSource(path, _image(path, files, full), _image(path, files, grid), view.scale)
 
 
@@ -156,16 +153,6 @@ def _series(path: Path, is_pyramid: bool) -> list[Path]:
         )
     series = [_read(file, ("SeriesInstanceUID",)).get("SeriesInstanceUID") for file in files]
     return [file for file, uid in zip(files, series, strict=True) if uid == series[0]]
-
-
-def _check_same(store: PanopticStore, path: Path, candidates: list[Path]) -> None:
-    """Refuse any slide but the store's own: patient data of another would be a grave error."""
-    expected = store.slide.get("fingerprint")
-    if not any(fingerprint(candidate) == expected for candidate in dict.fromkeys(candidates)):
-        raise DataError(
-            f"{path}: is not the slide that {store.path} was made from ({store.slide.get('name')}): its content "
-            "differs; pass that one, or segment this one"
-        )
 
 
 def _read(file: Path, keywords: tuple[str, ...]) -> Dataset:

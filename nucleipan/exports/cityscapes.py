@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from PIL import Image
 from nucleipan.classes import VOID_ID, VOID_NAME
 from nucleipan.errors import DataError
 from nucleipan.exports.options import ExportOptions
-from nucleipan.exports.tiling import ExportTile, TileSides, export_tiles, slide_in_grid, stem_of
+from nucleipan.exports.tiling import ExportTile, TileSides, export_tiles, stem_of
 from nucleipan.files import whole_folder
 from nucleipan.store import PanopticStore
+from nucleipan.store.origin import slide_in_grid
 
 _SIDES = TileSides(tile=512, single=512)
 _PER_CLASS = 1000
@@ -44,7 +46,8 @@ def export_cityscapes(store: PanopticStore, path: Path, options: ExportOptions) 
         StoreError: the store is damaged.
     """
     stem, is_written = stem_of(store), np.zeros(store.last_id + 1, bool)
-    with slide_in_grid(store, options.slide) as view, whole_folder(Path(path)) as folder:
+    opened = nullcontext() if options.slide is None else slide_in_grid(store, options.slide)
+    with opened as view, whole_folder(Path(path)) as folder:
         (folder / stem).mkdir()
         (folder / "labels.json").write_text(_labels(store), encoding="utf-8")
         with open(folder / "instances.csv", "w", newline="", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from scipy import ndimage
 
 from nucleipan.errors import DataError
 from nucleipan.exports.options import ExportOptions
-from nucleipan.exports.tiling import ExportTile, TileSides, export_tiles, slide_in_grid, stem_of
+from nucleipan.exports.tiling import ExportTile, TileSides, export_tiles, stem_of
 from nucleipan.files import whole_folder
 from nucleipan.store import PanopticStore
+from nucleipan.store.origin import slide_in_grid
 
 _SIDES = TileSides(tile=1024, single=4096)
 _MAX_ID = 2**24 - 1
@@ -45,7 +47,8 @@ def export_coco(store: PanopticStore, path: Path, options: ExportOptions) -> int
     """
     _check_ids(store)
     stem, is_written = stem_of(store), np.zeros(store.last_id + 1, bool)
-    with slide_in_grid(store, options.slide) as view, whole_folder(Path(path)) as folder:
+    opened = nullcontext() if options.slide is None else slide_in_grid(store, options.slide)
+    with opened as view, whole_folder(Path(path)) as folder:
         (folder / stem).mkdir()
         if view is not None:
             (folder / "images").mkdir()

@@ -8,17 +8,13 @@ nothing but void, where nothing was segmented, are left out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from nucleipan.errors import RegionError, SlideError, StoreError
+from nucleipan.errors import RegionError, StoreError
 from nucleipan.exports.selection import view_box
 from nucleipan.geometry import Box
-from nucleipan.slide import SlideView, at_mpp, open_slide
-from nucleipan.slide.fingerprint import fingerprint
 from nucleipan.store import PanopticStore
 
 
@@ -103,25 +99,6 @@ def export_tiles(store: PanopticStore, roi: Box | None, sides: TileSides) -> Ite
 def stem_of(store: PanopticStore) -> str:
     """Name of the store without its suffix."""
     return store.path.name.removesuffix(".ome.zarr")
-
-
-@contextmanager
-def slide_in_grid(store: PanopticStore, path: Path | None) -> Iterator[SlideView | None]:
-    """The slide at ``path`` in the store's own pixels; None without one.
-
-    Raises:
-        SlideError: it cannot be read, or is not the slide that the store was made from.
-    """
-    if path is None:
-        yield None
-        return
-    with open_slide(path) as slide:
-        view = at_mpp(slide, store.mpp, store.slide.get("mpp"))
-        if fingerprint(slide.path) != store.slide.get("fingerprint") or view.shape != store.shape:
-            raise SlideError(
-                f"{path} is not the slide that {store.path} was made from ({store.slide.get('name')}); pass that one"
-            )
-        yield view
 
 
 def _read(store: PanopticStore, row: int, col: int, box: Box) -> ExportTile:

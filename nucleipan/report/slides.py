@@ -1,8 +1,4 @@
-"""The pixels that a report shows: those of the slide, if it is there, and those of the store's overview.
-
-A picture of another slide under the outlines of this one would be worse than none. So a slide is used only if its
-fingerprint is the one that the store recorded.
-"""
+"""The pixels that a report shows: those of the slide, if it is there, and those of the store's overview."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from nucleipan.errors import SlideError, StoreError
 from nucleipan.geometry import Box
 from nucleipan.report.frame import Frame
 from nucleipan.slide import Slide, at_mpp, open_slide
-from nucleipan.slide.fingerprint import fingerprint
+from nucleipan.store.origin import has_whole_image, open_slide_of, slide_beside
 
 FINEST_MPP = 0.25
 """Fields are shown at the slide's full resolution, but not finer than this."""
@@ -43,22 +39,24 @@ def slide_of(frame: Frame, given: Path | None) -> Iterator[Pixels]:
     Raises:
         SlideError: the given one cannot be read or is another one.
     """
+    store = frame.store
     if given is not None:
-        with _opened(given, frame) as slide:
+        with open_slide_of(store, given) as slide:
             yield Pixels(slide, "")
         return
-    notes = []
-    for path in _places(frame):
+    note, beside = "The slide was not at hand: it does not lie beside the store.", slide_beside(store)
+    places = [beside] if beside is not None else []
+    for path in [*places, *([store.path] if has_whole_image(store) else [])]:
         try:
-            slide = _opened(path, frame)
+            slide = open_slide(path) if path == store.path else open_slide_of(store, path)
         except SlideError as error:
             # The page may travel: it names files, not folders.
-            notes.append(f"{path.name} was found but cannot be used: {str(error).removeprefix(f'{path}: ')}.")
+            note = f"{path.name} was found but cannot be used: {str(error).removeprefix(f'{path}: ')}."
             continue
         with slide:
             yield Pixels(slide, "")
         return
-    yield Pixels(None, " ".join(notes) or "The slide was not at hand: it does not lie beside the store.")
+    yield Pixels(None, note)
 
 
 def field_pixels(slide: Slide, frame: Frame, box: Box) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -96,39 +94,6 @@ def overview_pixels(frame: Frame, slide: Slide | None, box: Box, longest_px: int
         return _at_most(view.read(_scaled(box, frame.store.shape, view.shape)), longest_px)
     crop = crops[level]
     return _at_most(np.moveaxis(np.asarray(levels[level][:, crop.y0 : crop.y1, crop.x0 : crop.x1]), 0, -1), longest_px)
-
-
-def _places(frame: Frame) -> list[Path]:
-    """Where a slide may lie, in order. The recorded name is taken as a name, never as a path."""
-    name = frame.store.slide.get("name")
-    store = frame.store.path.absolute()
-    places = [store.parent / name] if isinstance(name, str) and Path(name).name == name != ".." else []
-    whole = (frame.store.slide.get("height"), frame.store.slide.get("width"))
-    places += [store] if _root_level(frame, 0).shape[1:] == whole else []
-    return [place for place in places if place.exists()]
-
-
-def _opened(path: Path, frame: Frame) -> Slide:
-    slide = open_slide(path)
-    try:
-        _check(slide, path, frame)
-    except SlideError:
-        slide.close()
-        raise
-    return slide
-
-
-def _check(slide: Slide, path: Path, frame: Frame) -> None:
-    """Raise SlideError unless ``slide`` is the one of the store, or the image in it."""
-    recorded, shape = frame.store.slide, slide.levels[0].shape
-    if path != frame.store.path.absolute() and fingerprint(path) != recorded.get("fingerprint"):
-        raise SlideError(
-            f"{path}: is not the slide that the store was made from (its fingerprint differs); pass the very file "
-            "that was segmented, or none"
-        )
-    expected = tuple(side * frame.store.level0_per_pixel for side in frame.store.shape)
-    if any(abs(a - b) > frame.store.level0_per_pixel for a, b in zip(shape, expected, strict=True)):
-        raise SlideError(f"{path}: has {shape} pixels, the store was made from about {expected}; pass the right slide")
 
 
 def _root_level(frame: Frame, level: int) -> zarr.Array:

@@ -113,7 +113,7 @@ def _with_more_inputs(value: Tensor, own: Tensor) -> Tensor:
 def _by_name(
     values: dict[str, Tensor], names: PanopticClasses, own: dict[str, Tensor], own_names: PanopticClasses
 ) -> dict[str, Tensor]:
-    """``values``, trained for classes ``names``, in the rows of ``own_names``; those of new classes are as in ``own``."""
+    """``values``, trained for classes ``names``, in the rows of ``own_names``; of new classes, ``own``'s."""
     per_class = [k for k in values if k.endswith(_PER_CLASS) and k in own]
     return values | {k: _rows_by_name(values[k], names, own[k], own_names) for k in per_class}
 
