@@ -2,12 +2,13 @@
 
     python docs/opening.py SLIDE STORE [--out docs/images/opening.jpg]
 
-It shows CMU-1-Small-Region.svs (`nucleipan sample`), segmented with ``--model nucleipan-accurate``.
+It shows a part of TCGA-V5-A7RE of The Cancer Genome Atlas (open access), segmented with the default model.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from PIL import Image
 from nucleipan import Box, PanopticClasses, PanopticStore, SlideView, at_mpp, open_slide, render_overlay
 from nucleipan.overlay import legend, save_picture
 
-HEIGHT_PX, GAP_PX = 620, 12
-FIELD_UM = 110.0
+HEIGHT_PX, GAP_PX = 560, 10
+#: Corners and sides, in micrometres, (y, x).
+PART_UM, PART_SIDE_UM = (0.0, 1190.0), 1920.0
+FIELD_UM, FIELD_SIDE_UM = (800.0, 2400.0), 110.0
 
 
 def main() -> None:
@@ -25,29 +28,28 @@ def main() -> None:
     parser.add_argument("slide", type=Path)
     parser.add_argument("store", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "opening.jpg")
-    parser.add_argument(
-        "--field", type=float, nargs=2, default=(600.0, 300.0), metavar=("Y", "X"), help="corner, in um"
-    )
+    parser.add_argument("--field", type=float, nargs=2, default=FIELD_UM, metavar=("Y", "X"), help="corner, in um")
     args = parser.parse_args()
     store = PanopticStore.open(args.store)
     with open_slide(args.slide) as slide:
-        save_picture(opening(store, at_mpp(slide, store.mpp), *args.field), args.out)
+        view = at_mpp(slide, store.mpp)
+        part = square(store, PART_UM, PART_SIDE_UM).clipped(Box.of_shape(view.shape))
+        save_picture(opening(store, view, part, square(store, args.field, FIELD_SIDE_UM)), args.out)
     print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
 
 
-def opening(store: PanopticStore, view: SlideView, y_um: float, x_um: float) -> np.ndarray:
-    """uint8[h, w, 3]: the whole slide beside its map; a field, with outlines; below, the names of the colours."""
-    whole, (y, x), side = (
-        Box.of_shape(view.shape),
-        (round(v / store.mpp) for v in (y_um, x_um)),
-        round(FIELD_UM / store.mpp),
-    )
-    field = Box(y, x, y + side, x + side)
-    image, classes = view.read(whole), store.class_map(whole)
-    cut = np.s_[field.y0 : field.y1, field.x0 : field.x1]
-    raw = image[cut]
-    outlined = render_overlay(raw, store.instances(field), classes[cut], store.classes, thickness=2, stuff=classes[cut])
-    panels = [scaled(p) for p in (framed(image, field), framed(mapped(classes, store.classes), field), outlined)]
+def square(store: PanopticStore, corner_um: Sequence[float], side_um: float) -> Box:
+    """In the store's pixels."""
+    y, x, side = (round(v / store.mpp) for v in (*corner_um, side_um))
+    return Box(y, x, y + side, x + side)
+
+
+def opening(store: PanopticStore, view: SlideView, part: Box, field: Box) -> np.ndarray:
+    """uint8[h, w, 3]: ``part`` of the slide beside its map; ``field`` with outlines; below, what the colours mean."""
+    image, classes = view.read(part), store.class_map(part)
+    cut = field.slices(within=part)
+    outlined = render_overlay(image[cut], store.instances(field), classes[cut], store.classes, thickness=2)
+    panels = [scaled(p) for p in (framed(image, cut), framed(mapped(classes, store.classes), cut), outlined)]
     gap = np.full((HEIGHT_PX, GAP_PX, 3), 255, np.uint8)
     strip = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], 1)
     return np.concatenate([strip, legend(store.classes, set(np.unique(classes).tolist()), width=strip.shape[1])])
@@ -62,14 +64,12 @@ def mapped(classes: np.ndarray, names: PanopticClasses) -> np.ndarray:
     return colors.round().astype(np.uint8)[classes]
 
 
-def framed(picture: np.ndarray, field: Box) -> np.ndarray:
-    """With a black frame around the field, wide enough to be seen when the picture is made small."""
-    picture, width = picture.copy(), max(2, picture.shape[0] // 250)
-    inside = np.zeros(picture.shape[:2], bool)
-    inside[max(0, field.y0 - width) : field.y1 + width, max(0, field.x0 - width) : field.x1 + width] = True
-    inside[field.y0 : field.y1, field.x0 : field.x1] = False
-    picture[inside] = 0
-    return picture
+def framed(picture: np.ndarray, cut: tuple[slice, slice]) -> np.ndarray:
+    """With a black frame around what ``cut`` holds, wide enough to be seen when the picture is made small."""
+    framed, width = picture.copy(), max(2, picture.shape[0] // 200)
+    framed[tuple(slice(max(0, side.start - width), side.stop + width) for side in cut)] = 0
+    framed[cut] = picture[cut]
+    return framed
 
 
 def scaled(picture: np.ndarray) -> np.ndarray:
