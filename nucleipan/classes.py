@@ -37,6 +37,11 @@ class PanopticClass:
     is_thing: bool
     color: tuple[int, int, int]
 
+    @property
+    def key(self) -> str:
+        """The name as a part of other names, such as a column's."""
+        return self.name.replace(" ", "_").replace("-", "_")
+
 
 @dataclass(frozen=True)
 class PanopticClasses:
@@ -54,10 +59,12 @@ class PanopticClasses:
             raise ConfigError(f"class ids must count 1, 2, 3, ... in order; found {ids}")
         if len(ids) > 255:
             raise ConfigError(f"a store holds at most 255 classes; found {len(ids)}")
-        names = [c.name for c in self.classes]
-        twice = sorted({n for n in names if names.count(n) > 1 or n == VOID_NAME})
+        keys = [c.key for c in self.classes]
+        twice = sorted({c.name for c in self.classes if keys.count(c.key) > 1 or c.name == VOID_NAME})
         if twice:
-            raise ConfigError(f"class names must be unique and not {VOID_NAME!r}; found {twice}")
+            raise ConfigError(
+                f"class names must be unique and not {VOID_NAME!r}, hyphens and spaces being the same; found {twice}"
+            )
         if not self.things:
             raise ConfigError("at least one thing class (a kind of nucleus) is needed; found none")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,14 @@ from pathlib import Path
 from typing import IO, cast
 
 from nucleipan.errors import DataError, NucleipanError, reason
+
+FORMULA = r"^(\s*[=+\-@]|[\t\r\n])"
+"""How a cell of a CSV file begins that spreadsheets run."""
+
+
+def defused(cell: str) -> str:
+    """``cell`` as a spreadsheet shows it, with an apostrophe before what it would run."""
+    return re.sub(FORMULA, r"'\1", cell)
 
 
 @contextmanager

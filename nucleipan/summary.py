@@ -6,15 +6,13 @@ import csv
 from pathlib import Path
 
 from nucleipan.errors import printable
-from nucleipan.files import whole_file
+from nucleipan.files import defused, whole_file
 from nucleipan.segment import SegmentResult
 
 _COLUMNS = (
     "slide", "status", "store", "nuclei", "area_mm2", "seconds", "tiles", "tiles_computed", "mpp", "model", "pen",
     "out_of_focus", "notes",
 )  # fmt: skip
-# A cell that begins like this is run as a formula by spreadsheets; file names come from outside.
-_FORMULA = ("=", "+", "-", "@")
 
 
 class BatchSummary:
@@ -60,6 +58,5 @@ class BatchSummary:
 
 
 def _cell(text: str) -> str:
-    """``text`` on one line, and never a formula."""
-    shown = printable(text)
-    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
+    """``text`` on one line, and never a formula: file names come from outside."""
+    return defused(printable(text))

@@ -132,6 +132,7 @@ def test_classes_round_trip():
         ([PanopticClass(1, "a", False, (0, 0, 0))], "at least one thing"),
         ([PanopticClass(1, "a", True, (0, 0, 0)), PanopticClass(2, "a", True, (1, 0, 0))], "unique"),
         ([PanopticClass(1, "void", True, (0, 0, 0))], "unique and not"),
+        ([PanopticClass(i, n, True, (0, 0, 0)) for i, n in ((1, "a b"), (2, "a-b"))], r"found \['a b', 'a-b'\]"),
     ],
 )
 def test_impossible_classes_are_refused(classes, match):

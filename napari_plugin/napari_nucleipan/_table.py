@@ -18,6 +18,7 @@ from nucleipan.edits import EditLog
 from nucleipan.errors import StoreError
 from nucleipan.geometry import Box
 from nucleipan.store import PanopticStore
+from nucleipan.store.columns import is_number
 
 # Numbers that name something are nothing to colour or filter by.
 _NAMES = frozenset({"id", "class_id", "tissue_id"})
@@ -59,7 +60,7 @@ class NucleiTable:
     @property
     def numeric_columns(self) -> tuple[str, ...]:
         """Columns that hold measurements."""
-        return tuple(f.name for f in self.store.nuclei_schema() if _is_number(f.type) and f.name not in _NAMES)
+        return tuple(f.name for f in self.store.nuclei_schema() if is_number(f.type) and f.name not in _NAMES)
 
     def column(self, name: str) -> np.ndarray:
         """Values of a column by id; 0, NaN or "" for ids that are no nucleus, such as 0. Do not change it.
@@ -94,7 +95,7 @@ class NucleiTable:
             coded = column.unify_dictionaries().combine_chunks()
             found = np.array([*coded.dictionary.to_pylist(), ""], object)[coded.indices.fill_null(-1).to_numpy()]
             nothing: Any = ""
-        elif _is_number(column.type):
+        elif is_number(column.type):
             found = column.to_numpy()  # nulls become NaN
             nothing = np.nan if np.issubdtype(found.dtype, np.floating) else 0
         else:
@@ -128,7 +129,3 @@ def describe(row: dict[str, Any]) -> str:
 
 def _row(table: pa.Table, place: int) -> dict[str, Any]:
     return {name: table[name][place].as_py() for name in table.column_names}
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

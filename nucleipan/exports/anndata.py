@@ -30,6 +30,7 @@ from nucleipan.exports.selection import nuclei_in
 from nucleipan.files import whole_file
 from nucleipan.geometry import Box
 from nucleipan.store import PanopticStore
+from nucleipan.store.columns import is_number
 
 _VOID = PanopticClass(VOID_ID, VOID_NAME, False, (0, 0, 0))
 _KEYS = ("id", "class_id", "tissue_id")
@@ -86,12 +87,7 @@ def nuclei_anndata(store: PanopticStore, roi: Box | None = None) -> anndata.AnnD
 
 def _measurements(schema: pa.Schema) -> list[str]:
     """Columns that hold a number for each nucleus which neither names it nor places it."""
-    return [
-        field.name
-        for field in schema
-        if (pa.types.is_integer(field.type) or pa.types.is_floating(field.type))
-        and field.name not in (*_KEYS, *_CENTROID)
-    ]
+    return [field.name for field in schema if is_number(field.type) and field.name not in (*_KEYS, *_CENTROID)]
 
 
 def _matrix(table: pa.Table, columns: Sequence[str], dtype: type[np.floating]) -> np.ndarray:

@@ -35,6 +35,7 @@ from nucleipan.files import open_to_write, whole_file
 from nucleipan.geometry import Box
 from nucleipan.stitch.table import probability_column
 from nucleipan.store import PanopticStore
+from nucleipan.store.columns import is_number
 
 _NAMESPACE = uuid.UUID("6f2d3f5e-5d0c-5b5e-9a53-0f6f2f1c7a11")
 _ROWS = 4096
@@ -120,8 +121,7 @@ def _measurements(schema: pa.Schema, classes: PanopticClasses) -> Iterator[tuple
     """Names of the columns that hold a number for each nucleus, with what QuPath shows for them."""
     titles = _TITLES | {probability_column(c): f"Probability {c.name}" for c in classes.things}
     for field in schema:
-        is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        if is_number and field.name not in _NO_MEASUREMENTS:
+        if is_number(field.type) and field.name not in _NO_MEASUREMENTS:
             yield field.name, titles.get(field.name) or _title(field.name)
 
 

@@ -2,7 +2,7 @@
 
 CSV leaves the outlines out and gives each side of the bounding box a column. A missing value is an empty cell. Class
 names come from a weights file, and a spreadsheet runs a cell that looks like a formula: an apostrophe is put before a
-text, or a column's name, that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break. Numbers stay as they are.
+text, or a column's name, that begins like one. Numbers stay as they are.
 A name that ends in ``.gz`` is compressed, without a time stamp: the same store gives the same file.
 
 GeoParquet is the store's own file, byte for byte; of a region, its rows, in row groups that are parts of the store's
@@ -12,7 +12,6 @@ and with the bounding box of what is left. Both are written a row group at a tim
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ import pyarrow.parquet as pq
 
 from nucleipan.errors import StoreError
 from nucleipan.exports.selection import nuclei_in
-from nucleipan.files import open_to_write, whole_file
+from nucleipan.files import FORMULA, defused, open_to_write, whole_file
 from nucleipan.geometry import Box
 from nucleipan.store import PanopticStore
+from nucleipan.store.columns import is_number
 
-_FORMULA = r"^([=+\-@\t\r\n])"
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -78,7 +77,7 @@ def _flat(table: pa.Table) -> pa.Table:
         else:
             names.append(field.name)
             columns.append(_defused(column) if _is_text(field.type) else column)
-    return pa.table(columns, [re.sub(_FORMULA, r"'\1", name) for name in names])
+    return pa.table(columns, [defused(name) for name in names])
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -86,14 +85,14 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _defused(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.replace_substring_regex(texts.cast(pa.string()), pattern=_FORMULA, replacement=r"'\1")
+    return pc.replace_substring_regex(texts.cast(pa.string()), pattern=FORMULA, replacement=r"'\1")
 
 
 def _write_part(store: PanopticStore, path: Path, roi: Box | None) -> int:
     schema = store.nuclei_schema()
     schema = schema.with_metadata(schema.metadata | {b"geo": json.dumps(_geo(store, roi)).encode()})
     # As in the store: statistics of outlines and names are large, and let no reader skip anything.
-    indexed = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+    indexed = [field.name for field in schema if is_number(field.type)]
     indexed += [f"bbox.{side}" for side in _SIDES]
     n = 0
     with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, write_statistics=indexed) as writer:

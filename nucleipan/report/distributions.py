@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from nucleipan.report.frame import Frame
 from nucleipan.report.tally import numbers
+from nucleipan.store.columns import is_number
 
 N_FINE = 2**14
 _MAX_SHOWN = 9
@@ -101,11 +102,7 @@ def distributions(frame: Frame) -> dict[str, Distribution]:
 
 
 def _measurements(schema: pa.Schema) -> list[str]:
-    numeric = [
-        f.name
-        for f in schema
-        if (pa.types.is_floating(f.type) or pa.types.is_integer(f.type)) and not _NO_MEASUREMENT.fullmatch(f.name)
-    ]
+    numeric = [f.name for f in schema if is_number(f.type) and not _NO_MEASUREMENT.fullmatch(f.name)]
     first = [name for name in _TITLES if name in numeric]
     shown = [*first, *(name for name in numeric if name not in first)][:_MAX_SHOWN]
     return [*shown, *(["score"] if "score" in schema.names else [])]

@@ -16,6 +16,7 @@ import pyarrow as pa
 from nucleipan.errors import StoreError
 from nucleipan.geometry import Box
 from nucleipan.report.frame import Frame, Grid
+from nucleipan.store.columns import is_number
 
 FIELD_UM = 128.0
 _MAX_FIELDS = 250_000
@@ -95,7 +96,7 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
     Raises:
         StoreError: it holds something else.
     """
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+    if not is_number(column.type):
         raise StoreError(f"nuclei.parquet holds {column.type} where numbers belong; segment the slide again")
     return column.cast(pa.float64(), safe=False).to_numpy()
 

@@ -50,7 +50,7 @@ _LENGTHS = frozenset({"perimeter", "axis_major_length", "axis_minor_length"})
 
 def probability_column(thing: PanopticClass) -> str:
     """Name of the column with the probability of a thing class."""
-    return "probability_" + thing.name.replace(" ", "_").replace("-", "_")
+    return f"probability_{thing.key}"
 
 
 @dataclass(frozen=True, slots=True)
