@@ -2,6 +2,7 @@
 # make test   set up, then all checks and tests
 # make docs   set up, then build the documentation; docs/_build/html/index.html
 # make notebooks   each notebooks/*.ipynb from its .py
+# make mutants   set up, then small changes to the code, one by one: do the tests notice? MUTANTS="voting --count 20"
 #
 # A virtual environment is made in $(VENV) and kept; packages are installed again only when what is required has
 # changed. Everything can be overridden: make test PYTHON=python3.12 VENV=/tmp/venv PYTEST_ARGS="-n 8 -k stitch"
@@ -21,7 +22,7 @@ XVFB = xvfb xauth libdbus-1-3 libegl1 libgl1 libxcb-cursor0 libxcb-icccm4 libxcb
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs format notebooks
+.PHONY: help demo test check docs format notebooks mutants
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -80,3 +81,8 @@ format: $(VENV)/.installed-test
 # --update keeps what identifies a cell, so that only what has changed differs.
 notebooks: $(VENV)/.installed-test
 	$(BIN)/jupytext --quiet --update --set-kernel python3 --to ipynb notebooks/*.py
+
+# Takes hours, and is no part of the tests.
+mutants: $(VENV)/.installed-test
+	$(INSTALL) -q cosmic-ray
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(MUTANTS)

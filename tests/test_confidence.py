@@ -116,6 +116,8 @@ def test_decoding_drops_what_is_not_sure_and_nothing_else() -> None:
     np.testing.assert_array_equal(sure.probabilities, every.probabilities[1:])
     assert len(sure.scores) == 1
     assert sure.scores[0] > 0.9
+    as_sure = plain.model_copy(update={"confidence": BY_BALANCE.model_copy(update={"least": float(sure.scores[0])})})
+    assert len(decode_tile(outputs(nucleus, offsets), tile, DEFAULT_CLASSES, 0.5, as_sure).scores) == 1
 
 
 def test_dropping_renumbers_the_rest() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nucleipan.classes import DEFAULT_CLASSES
+from nucleipan.classes import DEFAULT_CLASSES, PanopticClasses
 from nucleipan.geometry import Box
 from nucleipan.network import fusion
 from nucleipan.network.coarse import upsample_argmax
@@ -60,6 +61,26 @@ def test_fused_logit_is_the_papers(seed, stride):
     fusion._give_back_pixels(got, np.flatnonzero(got).astype(np.int32), nucleus, things, class_of, stuff.max(0), stride)
     clear = np.abs(fused - best) > 1e-4
     np.testing.assert_array_equal(got[clear], np.where(fused > best, instances, 0)[clear])
+
+
+def test_a_logit_that_is_no_higher_than_that_of_the_stuff_is_not_enough():
+    """All logits are 0, and so is the fused one."""
+    instances, zeros = np.ones((2, 2), np.int32), np.zeros((1, 2, 2), np.float32)
+    pixels, class_of = np.arange(4, dtype=np.int32), np.zeros(2, np.int32)
+    fusion._give_back_pixels(instances, pixels, zeros[0], zeros, class_of, zeros[0], 1)
+    assert not instances.any()
+
+
+@given(SEEDS, st.sampled_from([1, 2, 3]))
+@settings(max_examples=40, deadline=None)
+def test_probabilities_are_means_of_what_pixels_of_a_nucleus_say(seed, stride):
+    rng = np.random.default_rng(seed)
+    things = logits(rng, N_THINGS, 5, 4)
+    instances = rng.integers(0, 4, (5 * stride, 4 * stride)).astype(np.int32)
+    got = fusion._thing_probabilities(instances, np.flatnonzero(instances).astype(np.int32), things, stride)
+    at = np.kron(np.exp(things) / np.exp(things).sum(0), np.ones((stride, stride)))
+    for i in np.unique(instances[instances > 0]):
+        np.testing.assert_allclose(got[i], at[:, instances == i].mean(1), rtol=1e-5)
 
 
 @given(SEEDS, st.integers(1, 12), st.integers(1, 12), st.integers(1, 8))
@@ -127,3 +148,38 @@ def test_nothing_there_is_fine():
     assert panoptic.instances.max() == 0
     assert panoptic.probabilities.shape == (0, N_THINGS)
     assert panoptic.scores.shape == (0,)
+
+
+@pytest.mark.parametrize(("mpp", "stride"), [(0.5, 1), (0.25, 2), (1.0, 4)])
+def test_islands_are_as_large_as_they_are_on_the_slide(mpp, stride):
+    """Nine coarse pixels of fat in stroma, where as much, or one pixel more, is asked for."""
+    semantic = np.full((1, len(DEFAULT_CLASSES), 8, 8), -4, np.float32)
+    stroma, adipose = (DEFAULT_CLASSES.by_name(name).id for name in ("stroma", "adipose"))
+    semantic[0, stroma - 1], semantic[0, adipose - 1, 2:5, 3:6] = 1, 2
+    side = 8 * stride
+    nothing = (torch.full((1, 1, side, side), -5.0), torch.zeros(1, 2, side, side))
+    tile = TileGrid((side, side), Box(0, 0, side, side), side, 0).tile(0, 0)
+    seen = []
+    for n_pixels in (0, 9, 10):
+        config = DecodeConfig(min_stuff_um2=n_pixels * (mpp * stride) ** 2)
+        outputs = HeadOutputs(torch.from_numpy(semantic.copy()), *nothing)
+        seen.append(adipose in decode_tile(outputs, tile, DEFAULT_CLASSES, mpp, config).stuff)
+    assert seen == [True, True, False]
+
+
+def test_a_single_pixel_of_tissue_stays_where_no_area_is_asked_for():
+    out = two_nuclei(32, 64)
+    out.semantic[0, DEFAULT_CLASSES.by_name("adipose").id - 1, 3, 5] = 9
+    tile = TileGrid((32, 64), Box(0, 0, 32, 64), 64, 0).tile(0, 0)
+    panoptic = decode_tile(out, tile, DEFAULT_CLASSES, 0.5, DecodeConfig(min_stuff_um2=0))
+    assert panoptic.stuff[3, 5] == DEFAULT_CLASSES.by_name("adipose").id
+
+
+def test_without_tissue_classes_all_else_is_void():
+    out = two_nuclei(32, 64)
+    things = PanopticClasses(DEFAULT_CLASSES.things)
+    semantic = out.semantic[:, :N_THINGS]
+    tile = TileGrid((32, 64), Box(0, 0, 32, 64), 64, 0).tile(0, 0)
+    panoptic = decode_tile(HeadOutputs(semantic, out.nucleus, out.offsets), tile, things, 0.5, DecodeConfig())
+    assert not panoptic.stuff.any()
+    assert [things.things[i].name for i in panoptic.probabilities.argmax(1)] == ["neoplastic", "inflammatory"]

@@ -200,6 +200,12 @@ def test_emptiness() -> None:
     assert math.isnan(metrics.mean_pq([PanopticQuality()]))
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_maps_without_a_pixel_are_empty(shape: tuple[int, int]) -> None:
+    nothing = np.zeros(shape, np.uint16)
+    assert all(math.isnan(v) for v in all_scores(nothing, nothing))
+
+
 def test_bad_maps_are_refused() -> None:
     good = np.zeros((4, 4), np.int32)
     for bad in (good[:3], good.astype(np.float32), good - 1, good[None]):

@@ -86,9 +86,32 @@ def test_global_pairing_gives_up_close_pairs() -> None:
     assert metrics.detection_counts(metrics.pair_centroids_globally(pred, true)) == DetectionCounts(0, 2, 2)
 
 
+def test_a_pair_at_the_radius_is_one() -> None:
+    """Also where two predictions are that far from one nucleus."""
+    true, pred = np.array([[0, 12]], float), np.array([[0, 0], [0, 24]], float)
+    for pair in (metrics.pair_centroids, metrics.pair_centroids_globally):
+        assert metrics.detection_counts(pair(pred, true, 12.0)) == DetectionCounts(1, 1, 0)
+        assert metrics.detection_counts(pair(pred, true, 11.9)) == DetectionCounts(0, 2, 1)
+
+
+def test_one_close_pair_is_more_than_two_far_ones() -> None:
+    true, pred = np.array([[0, 0], [0, 12]], float), np.array([[0, 11], [0, 23]], float)
+    pairs = metrics.pair_centroids(pred, true, 12.0)
+    assert (pairs.true.tolist(), pairs.pred.tolist()) == ([1], [0])
+
+
+def test_detection_ratios() -> None:
+    counts = DetectionCounts(tp=6, fp=2, fn=4)
+    assert (counts.precision, counts.recall) == (6 / 8, 6 / 10)
+    assert counts.f1 == pytest.approx(2 / (1 / counts.precision + 1 / counts.recall))
+    assert math.isnan(DetectionCounts(fn=1).precision)
+    assert math.isnan(DetectionCounts(fp=1).recall)
+
+
 def test_a_radius_is_needed() -> None:
-    with pytest.raises(DataError, match="radius"):
-        metrics.pair_centroids(np.zeros((1, 2)), np.zeros((1, 2)), 0)
+    for pair in (metrics.pair_centroids, metrics.pair_centroids_globally):
+        with pytest.raises(DataError, match="radius"):
+            pair(np.zeros((1, 2)), np.zeros((1, 2)), 0)
 
 
 def literal_counts(
@@ -146,5 +169,6 @@ def test_pixel_counts_pool_and_know_their_classes() -> None:
     plane = np.array([[1, 2]], np.uint8)
     both = metrics.pixel_confusion(plane, plane, 2) + PixelConfusion(np.array([[0, 0, 2], [0, 0, 0]]))
     assert both.accuracy == 0.5
-    with pytest.raises(DataError, match="above 1"):
-        metrics.pixel_confusion(plane, plane, 1)
+    for pred, true in ((plane, plane), (plane, plane // 2), (plane // 2, plane)):
+        with pytest.raises(DataError, match="above 1"):
+            metrics.pixel_confusion(pred, true, 1)

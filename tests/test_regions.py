@@ -134,6 +134,19 @@ def test_painting_is_the_papers_fusion(seed, stride, n):
     np.testing.assert_allclose(reached, planes.max(0), atol=1e-3)
 
 
+def test_painting_decides_ties_as_it_says():
+    """Equal logits everywhere: the better region keeps what two claim; half covered is not more than half; edges of
+    boxes that run through the centres of pixels take the pixels after them; what the stuff equals is stuff."""
+    boxes = np.array([[0, 0, 4, 4], [0, 2, 4, 6], [0, 3, 4, 7], [6.5, 0.5, 8.5, 2.5]], np.float32)
+    masks, thing = np.ones((4, 2, 2), np.float32), np.zeros(4, int)
+    things, stuff = np.ones((1, 9, 8), np.float32), np.zeros((9, 8), np.float32)
+    expected = np.zeros((9, 8), np.int32)
+    expected[:4, :4], expected[:4, 4:6], expected[6:8, :2] = 1, 2, 4
+    np.testing.assert_array_equal(paint((boxes, masks, thing), things, stuff, 1, (9, 8)), expected)
+    assert not paint((boxes, masks * 0 - 1, thing), things, stuff - 9, 1, (9, 8)).any(), "no mask"
+    assert not paint((boxes, masks, thing), -things, stuff, 1, (9, 8)).any(), "fused logits of 0, as those of the stuff"
+
+
 def test_true_masks_come_back_as_the_truth():
     ids = discs((96, 96), [(20, 20, 9), (20, 37, 9), (60, 50, 14), (88, 88, 12)])
     batch = batch_of(ids, {})

@@ -21,12 +21,15 @@ from nucleipan.stitch import (
     StoreLayout,
     assemble,
     finished_tiles,
+    read_columns,
     tile_path,
     tile_record,
     write_record,
 )
+from nucleipan.stitch.candidates import PlaneCache
+from nucleipan.stitch.planes import mean_of_four
 from nucleipan.store import CHECKSUMS, PanopticStore, open_or_resume
-from nucleipan.tiles import TileGrid
+from nucleipan.tiles import Tile, TileGrid
 
 SHAPE = (395, 503)
 
@@ -203,3 +206,34 @@ def test_pyramid_is_a_strided_copy(tmp_path: Path) -> None:
         step = 2**level
         np.testing.assert_array_equal(store.instances(level=level), store.instances()[::step, ::step])
         np.testing.assert_array_equal(store.class_map(level=level), store.class_map()[::step, ::step])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (3, 5, 7), (1, 1)])
+def test_the_overview_shrinks_to_rounded_means(shape: tuple[int, ...]) -> None:
+    plane = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    small = mean_of_four(plane)
+    height, width = shape[-2:]
+    assert small.shape[-2:] == (-(-height // 2), -(-width // 2))
+    for y, x in np.ndindex(*small.shape[-2:]):
+        rows, cols = [2 * y, min(2 * y + 1, height - 1)], [2 * x, min(2 * x + 1, width - 1)]
+        four = plane[..., rows, :][..., cols].astype(float)
+        np.testing.assert_array_equal(small[..., y, x], np.floor(four.mean((-2, -1)) + 0.5))
+
+
+def test_planes_used_last_are_kept_as_far_as_there_is_room(
+    tmp_path: Path, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, read = context_of(200), []
+    tiles = list(context.grid)
+    _compute(tmp_path, truth, context, [0, 1, 2])
+    largest = max(sum(p.nbytes for p in PlaneCache(tmp_path, tiles).get(k)) for k in range(3))
+
+    def reading(folder: Path, tile: Tile, names: tuple[str, ...]) -> tuple[Box, dict[str, np.ndarray]]:
+        read.append(tile)
+        return read_columns(folder, tile, names)
+
+    monkeypatch.setattr("nucleipan.stitch.candidates.read_columns", reading)
+    cache = PlaneCache(tmp_path, tiles, budget_mb=2 * largest / 2**20)
+    for k in (0, 1, 0, 2, 0, 2, 1):
+        cache.get(k)
+    assert read == [tiles[k] for k in (0, 1, 2, 1)]

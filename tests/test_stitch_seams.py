@@ -11,7 +11,7 @@ import pytest
 import shapely
 from scipy import ndimage
 from skimage.measure import regionprops
-from stitch_oracle import N_THINGS, Truth, canonical, finish, oracle_tile, random_truth
+from stitch_oracle import N_THINGS, Truth, canonical, cut, finish, oracle_tile, random_truth
 
 from nucleipan.geometry import Box
 from nucleipan.panoptic import PanopticTile
@@ -27,9 +27,13 @@ def rect(y0: int, x0: int, y1: int, x1: int) -> Rect:
 
 
 def stitch_views(
-    folder: Path, views: dict[tuple[int, int], list[list[Rect]]], shape: tuple[int, int] = (100, 100)
+    folder: Path,
+    views: dict[tuple[int, int], list[list[Rect]]],
+    shape: tuple[int, int] = (100, 100),
+    stuff: np.ndarray | None = None,
 ) -> tuple[PanopticStore, StitchSummary]:
     """Tiles of 50 px; ``views`` lists by (row, col) the nuclei a tile sees, each as rectangles of the whole view."""
+    stuff = np.full(shape, 7, np.uint8) if stuff is None else stuff
     context = StitchContext(TileGrid(shape, Box.of_shape(shape), 50, 40, 1))
     folder.mkdir(exist_ok=True)
     for tile in context.grid:
@@ -40,11 +44,8 @@ def stitch_views(
                 plane[part] = label
         inside = plane[tile.outer.slices(Box.of_shape(shape))]
         probabilities = np.full((len(nuclei), N_THINGS), 1 / N_THINGS, np.float32)
-        stuff = np.full(tile.outer.shape, 7, np.uint8)
-        write_record(
-            folder,
-            tile_record(PanopticTile(tile, stuff, inside, probabilities, np.ones(len(nuclei), np.float32)), context),
-        )
+        panoptic = PanopticTile(tile, cut(stuff, tile.outer), inside, probabilities, np.ones(len(nuclei), np.float32))
+        write_record(folder, tile_record(panoptic, context))
     store, summary = finish(folder.with_name(folder.name + ".ome.zarr"), folder, context)
     assert_consistent(store)
     return store, summary
@@ -115,8 +116,40 @@ def test_what_the_tile_in_charge_does_not_see_is_dropped(tmp_path: Path) -> None
 
 def test_a_nucleus_split_by_one_tile_is_not_lost(tmp_path: Path) -> None:
     whole, halves = [rect(20, 38, 30, 60)], [[rect(20, 38, 30, 50)], [rect(20, 50, 30, 60)]]
-    _, summary = stitch_views(tmp_path / "t", {(0, 0): [whole], (0, 1): halves})
-    assert 1 <= summary.n_nuclei <= 2
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): [whole], (0, 1): halves})
+    assert (summary.n_nuclei, summary.n_vanished) == (1, 1)
+    assert (store.instances()[20:30, 38:60] == 1).all()
+
+
+def test_no_more_than_half_in_common_are_two(tmp_path: Path) -> None:
+    left, half, more = ([rect(20, x, 30, x + 10)] for x in (44, 49, 48))
+    assert stitch_views(tmp_path / "half", {(0, 0): [left], (0, 1): [half]})[1].n_nuclei == 2
+    assert stitch_views(tmp_path / "more", {(0, 0): [left], (0, 1): [more]})[1].n_nuclei == 1
+
+
+def test_what_was_seen_whole_is_kept_of_what_is_seen_twice(tmp_path: Path) -> None:
+    """Both tiles own what they see; the first misses the last 9 columns, which move the centre out of its core."""
+    nucleus = [rect(20, 11, 30, 50), rect(24, 50, 26, 130), rect(10, 130, 40, 139)]
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): [nucleus], (0, 1): [nucleus]}, (100, 300))
+    assert (summary.n_nuclei, summary.n_cut, summary.n_contested) == (1, 0, 0)
+    assert np.count_nonzero(store.instances()) == 10 * 39 + 2 * 80 + 30 * 9
+
+
+def test_a_chain_of_overlaps_does_not_join_what_a_tile_saw_apart(tmp_path: Path) -> None:
+    """Left and right, which their owner sees, are linked by what two other tiles see between them."""
+    owner = [[rect(40, 38, 48, 44)], [rect(40, 44, 48, 50)]]
+    others = {(0, 1): [[rect(40, 39, 48, 47)]], (1, 0): [[rect(40, 43, 48, 50)]]}
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): owner, **others})
+    assert (summary.n_nuclei, summary.n_contested) == (2, 0)
+    assert (store.instances()[44, [38, 43, 44, 49]] == [1, 1, 2, 2]).all()
+
+
+def test_what_is_left_of_a_nucleus_tells_its_tissue(tmp_path: Path) -> None:
+    stuff = np.full((100, 100), 9, np.uint8)
+    stuff[:, :58] = 7  # of 12 columns that are seen 7, of 8 that are left 3
+    views = {(0, 0): [[rect(20, 36, 30, 55)]], (0, 1): [[rect(20, 51, 30, 63)]]}
+    store, _ = stitch_views(tmp_path / "t", views, stuff=stuff)
+    assert store.nuclei(["tissue_id"])["tissue_id"].to_pylist() == [7, 9]
 
 
 def test_contested_pixels_go_to_the_first(tmp_path: Path) -> None:
@@ -163,6 +196,25 @@ def test_nuclei_larger_than_the_margin_are_counted(tmp_path: Path) -> None:
     long = [rect(20, 5, 30, 60), rect(24, 60, 26, 140)]
     _, summary = stitch_views(tmp_path / "t", {(0, 0): [long]}, (100, 300))
     assert summary.n_cut == 1
+
+
+@pytest.mark.parametrize(("core", "row", "col"), [(50, 3, 6), (400, 0, 0)])
+def test_cut_is_what_reaches_a_side_beyond_which_there_is_more(core: int, row: int, col: int) -> None:
+    """One nucleus at a time, at each side of what a tile sees and at none; the second tile sees the whole slide."""
+    context = StitchContext(TileGrid((300, 400), Box(0, 0, 300, 400), core, 40, 1))
+    tile = context.grid.tile(row, col)
+    height, width = tile.outer.shape
+    near_y, far_y, near_x, far_x = slice(90), slice(height - 90, None), slice(90), slice(width - 90, None)
+    middle_y, middle_x = slice(height // 2 - 3, height // 2 + 3), slice(width // 2 - 3, width // 2 + 3)
+    sides = [(near_y, middle_x), (far_y, middle_x), (middle_y, near_x), (middle_y, far_x)]
+    is_cut = []
+    for where in (*sides, (middle_y, middle_x)):
+        plane = np.zeros(tile.outer.shape, np.int32)
+        plane[where] = 1
+        one = np.ones((1, N_THINGS), np.float32)
+        record = tile_record(PanopticTile(tile, np.zeros(plane.shape, np.uint8), plane, one, one[:, 0]), context)
+        is_cut += record.is_cut.tolist()
+    assert is_cut == [core == 50] * 4 + [False]
 
 
 def spaced_truth(shape: tuple[int, int], seed: int) -> Truth:

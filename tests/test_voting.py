@@ -73,7 +73,7 @@ def slow_pieces(instances: np.ndarray, min_area: int) -> tuple[np.ndarray, list[
 
 
 def random_maps(seed: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blobs that point at their centres, with noise, some of them past the border."""
+    """Blobs that point at their centres, with noise, some of them past the border; logits are -1, 0 or 1."""
     rng = np.random.default_rng(seed)
     nucleus = np.full((h, w), -1.0, np.float32)
     offsets = rng.normal(0, 2, (2, h, w)).astype(np.float32)
@@ -84,6 +84,7 @@ def random_maps(seed: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
         nucleus[inside] = 1
         offsets[:, inside] = (centre[:, None, None] - grid + rng.normal(0, 0.8, grid.shape))[:, inside]
     nucleus[rng.random((h, w)) < 0.1] *= -1
+    nucleus[rng.random((h, w)) < 0.05] = 0
     return nucleus, offsets
 
 
@@ -95,6 +96,7 @@ CONFIGS = st.builds(
     reach=st.integers(1, 6),
     min_votes=st.integers(1, 4),
     min_area=st.integers(1, 12),
+    threshold=st.sampled_from([-1.0, 0.0, 0.5]),
 )
 
 

@@ -65,7 +65,7 @@ def pair_centroids(pred: np.ndarray, true: np.ndarray, radius_px: float = DEFAUL
 def pair_centroids_globally(pred: np.ndarray, true: np.ndarray, radius_px: float = DEFAULT_RADIUS_PX) -> CentroidPairs:
     """Pair as HoVer-Net's script does: Hungarian over all distances [n, m], pairs beyond the radius dropped."""
     _check_radius(radius_px)
-    distances = cdist(true, pred) if len(true) and len(pred) else np.zeros((len(true), len(pred)))
+    distances = cdist(true, pred)
     rows, cols = linear_sum_assignment(distances)
     is_near = distances[rows, cols] <= radius_px
     return CentroidPairs(cols[is_near], rows[is_near], len(pred), len(true))

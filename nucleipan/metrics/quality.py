@@ -111,7 +111,7 @@ def class_qualities(
     n = n_classes + 1
     tp = np.bincount(true_of[right], minlength=n)
     iou_sums = np.bincount(true_of[right], weights=ious[right], minlength=n)
-    fp = np.bincount(pred_classes, minlength=n) - tp - np.bincount(unjudged[unjudged > 0], minlength=n)
+    fp = np.bincount(pred_classes, minlength=n) - tp - np.bincount(unjudged, minlength=n)
     fn = np.bincount(true_classes, minlength=n) - tp
     return tuple(PanopticQuality(int(tp[c]), int(fp[c]), int(fn[c]), float(iou_sums[c])) for c in range(1, n))
 

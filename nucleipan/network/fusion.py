@@ -123,11 +123,9 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
 
 
 def _thing_probabilities(instances: np.ndarray, pixels: np.ndarray, logits: np.ndarray, stride: int) -> np.ndarray:
-    """Mean softmax of float32[T, h/s, w/s] over each instance: float32[n + 1, T], rows sum to 1 (row 0: uniform)."""
+    """Mean softmax of float32[T, h/s, w/s] over each instance: float32[n + 1, T], 0 where there are no pixels."""
     sums, counts = _sum_by_instance(instances, pixels, logits, stride, int(instances.max(initial=0)))
-    empty = counts == 0
-    sums[empty], counts[empty] = 1.0 / sums.shape[1], 1
-    return (sums / counts[:, None]).astype(np.float32)
+    return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
 
 
 @njit(nogil=True, cache=True)
