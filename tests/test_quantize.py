@@ -196,8 +196,8 @@ def test_other_processes_get_it(network, quantization):
         (lambda t: t | {f"int8.{NAME}.range": torch.tensor([0.0, torch.inf])}, "1 not finite"),
         (lambda t: t | {f"int8.{NAME}.range": torch.tensor([0.0, 1e300], dtype=torch.float64)}, "1 not finite"),
         (lambda t: t | {f"int8.{NAME}.correction": torch.full((12,), torch.nan)}, "1 not finite"),
-        (lambda t: t | {f"int8.{NAME}.range": torch.tensor([0.5, 1.0])}, "1 without zero .*0.5 to 1.0"),
-        (lambda t: t | {f"int8.{NAME}.range": torch.tensor([1.0, -1.0])}, "1 without zero"),
+        (lambda t: t | {f"int8.{NAME}.range": torch.tensor([0.5, 1.0])}, "1 int8 ranges without zero .*0.5 to 1.0"),
+        (lambda t: t | {f"int8.{NAME}.range": torch.tensor([1.0, -1.0])}, "1 int8 ranges without zero"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -254,7 +254,7 @@ def test_nuclei_are_those_of_floats(tmp_path):
     assert isinstance(model.network, PanopticNet)
     if model.quantization is None:
         model = replace(model, quantization=measure_quantization(model.network, [tissue(s, 192) for s in range(4)]))
-    write_slide(SyntheticScene((512, 512), seed=7), tmp_path / "scene.tiff", levels=1)
+    write_slide(SyntheticScene((384, 384), seed=7), tmp_path / "scene.tiff", levels=1)
     stores = [
         segment_slide(
             tmp_path / "scene.tiff", tmp_path / backend, model, SegmentOptions(device="cpu", backend=backend)

@@ -243,21 +243,18 @@ def _int8_expected(network: nn.Module, file: safe_open) -> dict[str, torch.Tenso
         if isinstance(module, nn.Conv2d):
             shapes = {_RANGE: 2, _CORRECTION: module.out_channels}
             both = {f"{_INT8}{name}{kind}": torch.empty(n) for kind, n in shapes.items()}
-            expected |= both if both.keys() & names else {}
+            if both.keys() & names:
+                expected |= both
     return expected
 
 
 def _quantization(path: Path, tensors: dict[str, torch.Tensor]) -> Quantization | None:
-    ranges = {k: tuple(v.tolist()) for k, v in tensors.items() if k.endswith(_RANGE)}
-    _refuse(
-        path, {"without zero": [f"{k} is {low} to {high}" for k, (low, high) in ranges.items() if not low <= 0 <= high]}
-    )
-    found = {
-        key.removeprefix(_INT8).removesuffix(_RANGE): Measured(
-            low, high, tensors[key.removesuffix(_RANGE) + _CORRECTION]
-        )
-        for key, (low, high) in ranges.items()
-    }
+    """What the tensors for int8, whose names and shapes are right, say."""
+    names = [key[len(_INT8) : -len(_RANGE)] for key in tensors if key.endswith(_RANGE)]
+    ranges = {name: tensors[f"{_INT8}{name}{_RANGE}"].tolist() for name in names}
+    empty = [f"{name} from {low} to {high}" for name, (low, high) in ranges.items() if not low <= 0 <= high]
+    _refuse(path, {"int8 ranges without zero": empty})
+    found = {n: Measured(low, high, tensors[f"{_INT8}{n}{_CORRECTION}"]) for n, (low, high) in ranges.items()}
     return Quantization(found) if found else None
 
 

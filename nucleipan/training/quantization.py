@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from monai.transforms import Compose
 from torch import Tensor
 
 from nucleipan.training.augment import RandScaledCropd
@@ -26,6 +27,6 @@ def plain_crops(samples_of: Mapping[str, Sequence[Sample]], size: int, mpp: floa
     sources = [samples for samples in sources if samples[0].known.any()] or sources
     n = -(-_N_CROPS // len(sources))
     chosen = [samples[i * len(samples) // n] for samples in sources for i in range(n)]
-    crop = RandScaledCropd(size, mpp, (1.0, 1.0))
+    crop = Compose([RandScaledCropd(size, mpp, (1.0, 1.0))])
     crop.set_random_state(seed)
     return list(torch.stack([crop(vars(sample))["image"] for sample in chosen]).split(_TOGETHER))
