@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="auto", help="a name, a weights file, or auto: by the set's pixel size")
+    parser.add_argument("--backend", default="auto", help="as of nucleipan segment")
     parser.add_argument("--flips", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="folders of the sets to run, e.g. nuclei/tnbc")
@@ -100,7 +101,7 @@ def main() -> None:
         work = args.out / judged.folder
         truth, pred = work / "truth", work / "pred"
         for name, image in _write_truth(args.data / judged.folder, splits[judged.folder][args.split], judged, truth):
-            options = SegmentOptions(mpp=judged.mpp, overwrite=True, flips=args.flips)
+            options = SegmentOptions(mpp=judged.mpp, backend=args.backend, overwrite=True, flips=args.flips)
             link = truth / "images" / f"{name}{image.suffix}"
             link.parent.mkdir(exist_ok=True)
             link.unlink(missing_ok=True)

@@ -96,7 +96,7 @@ class Clock:
 
 def stages(args: argparse.Namespace) -> None:
     model, clock = load_model(args.model), Clock()
-    network = _ready(model, "auto", choose_backend(args.backend, "auto"), False, None)
+    network = _ready(model, "auto", choose_backend(args.backend, "auto", model), False, None)
     with tempfile.TemporaryDirectory() as scratch, open_slide(args.slide) as slide:
         view = at_mpp(slide, model.info.mpp)
         grid = plan_tiles(view, SegmentOptions(tile=args.tile), model.info.margin)
@@ -218,7 +218,7 @@ def _run(slide: Path, model_name: str, tile: int, backend: str, repeats: int) ->
 
 def _network_alone(path: Path, model: Model, tile: int, backend: str) -> float:
     """Seconds that the forward passes of a whole run take with nothing beside them."""
-    network, seconds = _ready(model, "auto", choose_backend(backend, "auto"), False, None), 0.0
+    network, seconds = _ready(model, "auto", choose_backend(backend, "auto", model), False, None), 0.0
     with open_slide(path) as slide:
         view = at_mpp(slide, model.info.mpp)
         tissue = tissue_mask(view)

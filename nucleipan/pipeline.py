@@ -31,6 +31,7 @@ from nucleipan.errors import ModelError
 from nucleipan.geometry import Box
 from nucleipan.network.fusion import decode_tile
 from nucleipan.network.inference import FlipAverage, InferenceNetwork, Network, Outputs, choose_device
+from nucleipan.network.quantize import Quantization
 from nucleipan.network.regions import RegionNet
 from nucleipan.network.weights import Model
 from nucleipan.panoptic import PanopticTile
@@ -39,7 +40,8 @@ from nucleipan.stitch import StitchContext, tile_record, write_record
 from nucleipan.tiles import Tile
 from nucleipan.transforms import SlideTiles
 
-BACKENDS = ("auto", "torch", "openvino")
+INT8 = "openvino-int8"
+BACKENDS = ("auto", "torch", "openvino", INT8)
 
 _AHEAD = 1
 # Tiles that wait for being decoded: each holds 100 MB or so.
@@ -57,7 +59,7 @@ class TileJob:
         slide: path of the slide, and ``mpp``, its pixel size where that was given by the user.
         folder: where the files of finished tiles go. Both must be reachable from where tiles are computed.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``, of the machine that computes.
-        backend: ``torch`` or ``openvino`` (which computes on the CPU only).
+        backend: ``torch``, ``openvino`` or ``openvino-int8`` (these compute on the CPU only).
         n_threads: of the network on a CPU; None leaves it to torch.
         quality: what of the tissue cannot be judged and becomes void; None judges all of it.
         network: replaces the model's own network.
@@ -92,25 +94,29 @@ class TileJob:
         return void is None or bool((self.tissue.cut(box) & ~void).any())
 
 
-def choose_backend(name: str, device: str, network: torch.nn.Module | None = None) -> str:
-    """``torch`` or ``openvino`` for a device; ``auto`` is OpenVINO on a CPU if it is installed and knows the network.
+def choose_backend(name: str, device: str, model: Model | None = None) -> str:
+    """The backend for a device; ``auto`` is OpenVINO on a CPU, in floats, if it is installed and knows the network.
 
     Raises:
-        ModelError: there is no such backend, it is not installed, or it does not run on the device or the network.
+        ModelError: there is no such backend, it is not installed, or it does not run on the device or the model.
     """
     is_cpu = choose_device(device).type == "cpu"
     is_installed = find_spec("openvino") is not None
-    is_traceable = not isinstance(network, RegionNet)
+    is_traceable = model is None or not isinstance(model.network, RegionNet)
     if name == "auto":
         return "openvino" if is_cpu and is_installed and is_traceable else "torch"
     if name not in BACKENDS:
         raise ModelError(f"backend {name!r} is unknown; use {', '.join(BACKENDS)}")
-    if name == "openvino" and not is_traceable:
-        raise ModelError("backend openvino has no Mask R-CNN, which this model is; use torch")
-    if name == "openvino" and not is_installed:
-        raise ModelError("backend openvino is not installed; pip install 'nucleipan[openvino]', or use torch")
-    if name == "openvino" and not is_cpu:
-        raise ModelError(f"backend openvino computes on the CPU; device {device!r} needs torch")
+    if name == "torch":
+        return name
+    if not is_traceable:
+        raise ModelError(f"backend {name} has no Mask R-CNN, which this model is; use torch")
+    if not is_installed:
+        raise ModelError(f"backend {name} is not installed; pip install 'nucleipan[openvino]', or use torch")
+    if not is_cpu:
+        raise ModelError(f"backend {name} computes on the CPU; device {device!r} needs torch")
+    if name == INT8 and model is not None:
+        _quantization(model)
     return name
 
 
@@ -199,13 +205,23 @@ def _ready(model: Model, device: str, backend: str, flips: bool, n_threads: int 
         if flips:
             raise ModelError(f"{model.info.name}: regions of mirror images cannot be averaged; leave flips out")
         return InferenceNetwork(model.network, choose_device(device))
-    if backend == "openvino":
+    if backend in ("openvino", INT8):
         from nucleipan.network.openvino import OpenVinoNetwork
 
-        network: Callable[[torch.Tensor], Any] = OpenVinoNetwork(model.network, n_threads)
+        quantization = _quantization(model) if backend == INT8 else None
+        network: Callable[[torch.Tensor], Any] = OpenVinoNetwork(model.network, n_threads, quantization)
     else:
         network = InferenceNetwork(model.network, choose_device(device))
     return FlipAverage(network) if flips else network
+
+
+def _quantization(model: Model) -> Quantization:
+    if model.quantization is None:
+        raise ModelError(
+            f"{model.info.name} was never measured for {INT8}; fine-tune or retrain it with this version, or use "
+            "--backend openvino"
+        )
+    return model.quantization
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:

@@ -51,7 +51,8 @@ class SegmentOptions:
     Attributes:
         mpp: micrometres per pixel of the slide's full resolution, overruling what the slide says.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
-        backend: ``torch``, ``openvino`` (CPU only), or ``auto``: OpenVINO on a CPU if it is installed.
+        backend: ``torch``, ``openvino`` or ``openvino-int8`` (CPU only), or ``auto``: OpenVINO on a CPU if it is
+            installed, in floats.
         roi: part of the slide to segment, in level-0 pixels; the store spans the whole slide all the same.
         tile: side of a tile's core, in pixels of the model's grid.
         overwrite: replace a store of another run instead of refusing.
@@ -126,12 +127,12 @@ def segment_slide(
     Raises:
         SlideError, MissingPixelSizeError, RegionError: the slide cannot be used as asked.
         StoreError: the output belongs to another run or cannot be written.
-        ModelError: the device does not exist.
+        ModelError: the device does not exist, or the backend does not suit it or the model.
     """
     path, out = Path(path), Path(out)
     options = options or SegmentOptions()
     progress = progress or (lambda done, total, step: None)
-    options = replace(options, backend=choose_backend(options.backend, options.device, model.network))
+    options = replace(options, backend=choose_backend(options.backend, options.device, model))
     began = time.perf_counter()
     target = store_path(path, out)
     with open_slide(path) as slide, exclusive(target):

@@ -299,9 +299,9 @@ def test_a_slide_goes_through_it(tmp_path):
     assert set(np.unique(ids)) - {0} == set(range(1, result.store.n_nuclei + 1))
     with pytest.raises(ModelError, match="mirror images"):
         segment_slide(tmp_path / "slide.tiff", tmp_path, model, SegmentOptions(flips=True, overwrite=True))
-    assert choose_backend("auto", "cpu", network) == "torch"
+    assert choose_backend("auto", "cpu", model) == "torch"
     with pytest.raises(ModelError, match=r"not installed|Mask R-CNN"):
-        choose_backend("openvino", "cpu", network)
+        choose_backend("openvino", "cpu", model)
 
 
 def test_a_size_that_does_not_fit_is_refused():

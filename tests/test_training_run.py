@@ -301,7 +301,8 @@ def test_debug_run_has_the_same_losses_as_ever(data, tmp_path):
     # Adam's first steps follow the signs of gradients, so that what is rounded differently on another processor grows
     # with the length of the steps.
     config = load_train_config(CONFIGS / "debug_cpu.yaml", [*overrides, "schedule.learning_rate=0.0001"])
-    train_model(config, "cpu")
+    path = train_model(config, "cpu")
+    assert load_model(path).quantization is not None
     golden = {1: 2.05211, 2: 2.0522, 3: 3.83465, 4: 4.37277}
     losses = losses_of(tmp_path)
     assert losses[1] == pytest.approx(golden[1], rel=1e-4)

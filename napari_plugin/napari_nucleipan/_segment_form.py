@@ -138,7 +138,10 @@ class SegmentForm(QWidget):
         self.device = combo("Where the network runs. For one of several graphics cards type cuda:1, cuda:2, ...")
         self.device.addItems(DEVICES)
         self.device.setEditable(True)
-        self.backend = combo("“auto” is OpenVINO on a CPU, if it is installed, and torch otherwise.")
+        self.backend = combo(
+            "“auto” is OpenVINO on a CPU, if it is installed, and torch otherwise.\n"
+            "“openvino-int8” is faster, with nearly the same nuclei."
+        )
         self.backend.addItems(BACKENDS)
         self.tile = QSpinBox()
         self.tile.setRange(256, 8192)

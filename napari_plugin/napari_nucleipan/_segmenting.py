@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 AUTO_MODEL = "auto"
 DEVICES = ("auto", "cpu", "cuda")
-BACKENDS = ("auto", "torch", "openvino")
+BACKENDS = ("auto", "torch", "openvino", "openvino-int8")
 
 # How messages for the command line read where there are fields instead of options.
 _FIELDS = (
@@ -42,6 +42,7 @@ _FIELDS = (
     ("a smaller --tile", "smaller tiles"),
     ("(--tile)", "(Tile)"),
     ("; see `nucleipan models`", ""),
+    ("use --backend openvino", "use the backend openvino"),
     ("run the same command again", "press Segment again"),
 )
 _OTHER_EXTENT = re.compile(r"extent: \[[^]]*\] here, \[[^]]*\] there")

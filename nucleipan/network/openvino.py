@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nucleipan.network.inference import best_dtype, fold_batch_norm
 from nucleipan.network.model import HeadOutputs, PanopticNet
+from nucleipan.network.quantize import Quantization, quantized
 from nucleipan.network.two_scale import TwoScaleNet
 
 _EXAMPLE = (1, 3, 64, 64)
@@ -29,11 +30,20 @@ class OpenVinoNetwork:
     """``uint8[B, 3, H, W]``, or float in [0, 1], -> float32 ``HeadOutputs``, on the CPU.
 
     bf16 where the processor computes in it, else float32. ``n_threads`` limits the threads; all cores by default. It
-    is compiled, in about 0.3 s, for each image that has not the size of the one before.
+    is compiled, in about 0.3 s, for each image that has not the size of the one before. With a ``quantization``, the
+    convolutions in it compute in int8.
     """
 
-    def __init__(self, network: PanopticNet | TwoScaleNet, n_threads: int | None = None) -> None:
-        fused = _Outputs(fold_batch_norm(copy.deepcopy(network).eval()))
+    def __init__(
+        self,
+        network: PanopticNet | TwoScaleNet,
+        n_threads: int | None = None,
+        quantization: Quantization | None = None,
+    ) -> None:
+        if quantization is None:
+            fused = _Outputs(fold_batch_norm(copy.deepcopy(network).eval()))
+        else:
+            fused = _Outputs(quantized(network, quantization))
         with torch.no_grad(), warnings.catch_warnings():
             # The check of the tile's size is not traced, and tracing itself is called old.
             warnings.simplefilter("ignore")

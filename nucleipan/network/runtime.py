@@ -28,4 +28,4 @@ def runtime(device: str, backend: str) -> dict[str, str]:
         "numpy": version("numpy"),
         "torch": torch.__version__,
     }
-    return found | ({"openvino": version("openvino")} if backend == "openvino" else {})
+    return found | ({"openvino": version("openvino")} if backend.startswith("openvino") else {})

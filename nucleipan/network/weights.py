@@ -3,7 +3,7 @@
 The header's ``nucleipan`` entry is JSON: format version, name, network configuration, decoding, classes, mpp,
 licence and what the weights were trained on. A file is refused unless header and tensors agree with each other;
 nothing is ever unpickled. Convolutions are stored in half precision, eight times as exact as bf16, in which networks
-run: a file is half as large for it.
+run: a file is half as large for it. Beside the weights there may be what computing in int8 needs (``int8.*``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from nucleipan.classes import PanopticClasses
 from nucleipan.documents import json_value
 from nucleipan.errors import ModelError, reason
 from nucleipan.network.build import NetworkConfig, TrainableNetwork, build_network
 from nucleipan.network.fusion import DecodeConfig
+from nucleipan.network.quantize import Measured, Quantization
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "nucleipan-fast"
@@ -33,6 +35,8 @@ DEFAULT_MODEL = "nucleipan-fast"
 _MAX_ENLARGEMENT = 1.26
 _EMBEDDED = Path(__file__).parent.parent / "weights"
 _HEADER_KEY = "nucleipan"
+# Tensors of a convolution: int8.<name>.range, [low, high], and int8.<name>.correction, [C].
+_INT8, _RANGE, _CORRECTION = "int8.", ".range", ".correction"
 # Names that safetensors has for what weights may be kept in.
 _FLOATS, _INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32")
 _NETWORK: TypeAdapter[Any] = TypeAdapter(NetworkConfig)
@@ -68,15 +72,17 @@ class Model:
         network: in evaluation mode, ``float[B, 3, H, W]``, RGB in [0, 1], H and W multiples of 64 -> head outputs.
         source: name of an embedded model or path of the weights file; None if it came from neither. To other
             processes a model is sent by it: they load it themselves, once, and refuse another file of the same name.
+        quantization: what computing in int8 needs; None where it was not measured.
     """
 
     info: ModelInfo
     network: TrainableNetwork
     source: str | None = None
+    quantization: Quantization | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is None:
-            return Model, (self.info, self.network)
+            return Model, (self.info, self.network, None, self.quantization)
         return _load_same, (self.source, self.info.sha256)
 
 
@@ -107,13 +113,16 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     with _open(path) as file:
         info = _parse_header(path, file.metadata() or {})
         network = build_network(info.network, info.classes)
-        _check_shapes(path, file, network.state_dict())
+        int8 = _int8_expected(network, file)
+        _check_shapes(path, file, network.state_dict() | int8)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors |= {name: tensors[name].float() for name in int8}
     _check_finite(path, tensors)
+    quantization = _quantization(path, {name: tensors.pop(name) for name in int8})
     network.load_state_dict(tensors)
     info = replace(info, sha256=_digest(path))
     is_embedded = str(name_or_path) in embedded_models()
-    return Model(info, network.eval(), str(name_or_path) if is_embedded else str(path.absolute()))
+    return Model(info, network.eval(), str(name_or_path) if is_embedded else str(path.absolute()), quantization)
 
 
 @lru_cache(maxsize=2)
@@ -132,7 +141,9 @@ def read_model_info(name_or_path: str | Path) -> ModelInfo:
         return _parse_header(path, file.metadata() or {})
 
 
-def save_model(network: TrainableNetwork, info: ModelInfo, path: Path) -> None:
+def save_model(
+    network: TrainableNetwork, info: ModelInfo, path: Path, quantization: Quantization | None = None
+) -> None:
     """Write ``network`` with ``info`` as its header (``info.sha256`` is of the file and not written)."""
     header = {
         "format": FORMAT_VERSION,
@@ -146,6 +157,9 @@ def save_model(network: TrainableNetwork, info: ModelInfo, path: Path) -> None:
         "trained_on": list(info.trained_on),
     }
     tensors = {k: _stored(k, v.detach().cpu().contiguous()) for k, v in network.state_dict().items()}
+    for name, found in quantization.convolutions.items() if quantization else ():
+        tensors[f"{_INT8}{name}{_RANGE}"] = torch.tensor([found.low, found.high])
+        tensors[f"{_INT8}{name}{_CORRECTION}"] = found.correction.detach().cpu().contiguous()
     # Not save_file: it makes files that only their owner can read.
     path.write_bytes(save(tensors, metadata={_HEADER_KEY: json.dumps(header)}))
 
@@ -220,6 +234,28 @@ def _check_shapes(path: Path, file: safe_open, expected: dict[str, torch.Tensor]
     ]
     missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     _refuse(path, {"missing": missing, "unknown": surplus, "misfitting": misfits})
+
+
+def _int8_expected(network: nn.Module, file: safe_open) -> dict[str, torch.Tensor]:
+    """Tensors for int8 as they should be, of the convolutions for which ``file`` has at least one."""
+    names, expected = set(file.keys()), dict[str, torch.Tensor]()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            shapes = {_RANGE: 2, _CORRECTION: module.out_channels}
+            both = {f"{_INT8}{name}{kind}": torch.empty(n) for kind, n in shapes.items()}
+            if both.keys() & names:
+                expected |= both
+    return expected
+
+
+def _quantization(path: Path, tensors: dict[str, torch.Tensor]) -> Quantization | None:
+    """What the tensors for int8, whose names and shapes are right, say."""
+    names = [key[len(_INT8) : -len(_RANGE)] for key in tensors if key.endswith(_RANGE)]
+    ranges = {name: tensors[f"{_INT8}{name}{_RANGE}"].tolist() for name in names}
+    empty = [f"{name} from {low} to {high}" for name, (low, high) in ranges.items() if not low <= 0 <= high]
+    _refuse(path, {"int8 ranges without zero": empty})
+    found = {n: Measured(low, high, tensors[f"{_INT8}{n}{_CORRECTION}"]) for n, (low, high) in ranges.items()}
+    return Quantization(found) if found else None
 
 
 def _fits(found: Any, expected: torch.Tensor) -> bool:

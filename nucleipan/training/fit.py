@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,16 +22,18 @@ from torch.utils.data import DataLoader
 
 from nucleipan.network.fusion import DecodeConfig
 from nucleipan.network.inference import InferenceNetwork, best_dtype, choose_device
+from nucleipan.network.quantize import Quantization, measure_quantization
 from nucleipan.network.regions import RegionNet
 from nucleipan.network.weights import ModelInfo, save_model
 from nucleipan.training.augment import training_transform
 from nucleipan.training.calibrate import fit_confidence
 from nucleipan.training.checkpoint import KeepState, SafetensorsCheckpoints
 from nucleipan.training.config import TrainConfig
-from nucleipan.training.data import CoverTable, SampleSets, read_samples
+from nucleipan.training.data import CoverTable, Sample, SampleSets, read_samples
 from nucleipan.training.log import LossLog, StepBar
 from nucleipan.training.mixture import Mixture, StepBatches, collate
 from nucleipan.training.module import MONITORED, MovingAverage, PanopticTraining
+from nucleipan.training.quantization import plain_crops
 from nucleipan.training.start import Start, build_start
 from nucleipan.training.validate import Segmenter
 
@@ -93,7 +95,7 @@ def train_model(config: TrainConfig, device: str = "auto") -> Path:
     if trainer.is_global_zero:
         _load_averaged(config, start)
         decode = _decode(config, start, samples, choose_device(device))
-        save_model(start.network, _info(config, start, decode), path)
+        save_model(start.network, _info(config, start, decode), path, _quantization(config, start, samples))
     return path
 
 
@@ -156,8 +158,20 @@ def _decode(config: TrainConfig, start: Start, samples: SampleSets, device: torc
         return start.decode
     plain = start.decode.model_copy(update={"confidence": None})
     segment = Segmenter(InferenceNetwork(start.network, device), start.classes, start.mpp, plain)
-    annotated = {s.folder: samples.train[s.folder] for s in config.sources if s.weight > 0}
-    return plain.model_copy(update={"confidence": fit_confidence(segment, annotated)})
+    return plain.model_copy(update={"confidence": fit_confidence(segment, _trained_on(config, samples))})
+
+
+def _quantization(config: TrainConfig, start: Start, samples: SampleSets) -> Quantization | None:
+    """What the network as it is now needs to compute in int8."""
+    if isinstance(start.network, RegionNet):
+        return None
+    schedule = config.schedule
+    crops = plain_crops(_trained_on(config, samples), schedule.crop, start.mpp, schedule.seed)
+    return measure_quantization(start.network, crops)
+
+
+def _trained_on(config: TrainConfig, samples: SampleSets) -> dict[str, Sequence[Sample]]:
+    return {s.folder: samples.train[s.folder] for s in config.sources if s.weight > 0}
 
 
 def _info(config: TrainConfig, start: Start, decode: DecodeConfig) -> ModelInfo:
