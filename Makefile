@@ -102,7 +102,7 @@ mutants: $(VENV)/.installed-test
 	$(INSTALL) -q -c constraints-cpu.txt cosmic-ray
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(MUTANTS)
 
-# Without ruff and mypy, whose newer versions ask for other code.
+# Without ruff and mypy, whose lowest versions judge otherwise.
 test-lowest:
 	$(MAKE) pytest VENV=.venv-lowest CONSTRAINTS=constraints/lowest.txt
 
@@ -123,8 +123,9 @@ lowest: $(TOOLS)/.installed
 licences: $(VENV)/.installed-test
 	$(BIN)/python docs/licences.py
 
+# Strict: a package that the service does not know is not taken for a good one.
 audit: $(TOOLS)/.installed
-	$(TOOLS)/bin/pip-audit --no-deps --disable-pip -r constraints/known-good.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints/known-good.txt
 
 $(TOOLS)/.installed:
 	$(PYTHON) -m venv $(TOOLS)
