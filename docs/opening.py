@@ -2,7 +2,7 @@
 
     python docs/opening.py SLIDE STORE [--out docs/images/opening.jpg]
 
-It shows a part of TCGA-V5-A7RE of The Cancer Genome Atlas (open access), segmented with the default model.
+It shows a part of TCGA-V5-A7RE of The Cancer Genome Atlas (open access), segmented with ``--backend openvino-int8``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nucleipan.overlay import legend, save_picture
 HEIGHT_PX, GAP_PX = 560, 10
 #: Corners and sides, in micrometres, (y, x).
 PART_UM, PART_SIDE_UM = (0.0, 1190.0), 1920.0
-FIELD_UM, FIELD_SIDE_UM = (800.0, 2400.0), 110.0
+FIELD_UM, FIELD_SIDE_UM = (870.0, 2090.0), 150.0
 
 
 def main() -> None:
