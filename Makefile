@@ -1,5 +1,6 @@
 # make demo   set up, fetch a slide, segment it; results in demo/
 # make test   set up, then all checks and tests
+# make check  set up, then format, lint, types, layers, and the tests that take little time
 # make docs   set up, then build the documentation; docs/_build/html/index.html
 # make notebooks   each notebooks/*.ipynb from its .py
 # make mutants   set up, then small changes to the code, one by one: do the tests notice? MUTANTS="voting --count 20"
@@ -35,7 +36,7 @@ XVFB = xvfb xauth libdbus-1-3 libegl1 libgl1 libxcb-cursor0 libxcb-icccm4 libxcb
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test pytest test-lowest check docs format notebooks lock lowest licences audit mutants
+.PHONY: help demo test pytest test-lowest lint check docs format notebooks lock lowest licences audit mutants
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -68,10 +69,17 @@ demo: $(VENV)/.installed
 	@echo "store          $(SLIDE).ome.zarr"
 	@echo "table          $(SLIDE).ome.zarr/nuclei.parquet"
 
-check: $(VENV)/.installed-test
+# What needs no trained network and no other process.
+QUICK = architecture confidence dependencies fusion measurements metrics overlay polygons public_names readme \
+	slide_formats slide_view stitch stitch_seams store tiles verify voting weights
+
+lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS) $(wildcard $(QUICK:%=tests/test_%.py))
 
 # Where they cannot be installed, the tests that open a window are skipped.
 $(VENV)/.installed-xvfb: | $(BIN)/pip
@@ -80,7 +88,7 @@ $(VENV)/.installed-xvfb: | $(BIN)/pip
 		|| { echo "make: no Xvfb; tests that open a window are skipped. Install it with: apt-get install $(XVFB)" >&2; exit 0; }; \
 	fi && touch $@
 
-test: check pytest
+test: lint pytest
 
 pytest: $(VENV)/.installed-test $(VENV)/.installed-xvfb
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
