@@ -243,6 +243,8 @@ class _Trial:
     def kills(self, mutant: Mutant) -> bool:
         process = get_context("fork").Process(target=self._run, args=(mutant,))
         process.start()
+        process.join(60 * self.allowed_s)  # by the clock, for one that waits for ever
+        process.kill()
         process.join()
         return process.exitcode != 0
 

@@ -160,6 +160,13 @@ def test_contested_pixels_go_to_the_first(tmp_path: Path) -> None:
     assert (ids[20:30, 55:63] == 2).all()
 
 
+def test_the_first_of_a_contest_may_be_of_the_later_tile(tmp_path: Path) -> None:
+    store, summary = stitch_views(tmp_path / "t", {(0, 0): [[rect(24, 36, 34, 55)]], (0, 1): [[rect(20, 51, 30, 63)]]})
+    assert (summary.n_nuclei, summary.n_contested) == (2, 1)
+    assert (store.instances()[20:30, 51:63] == 1).all()
+    assert np.count_nonzero(store.instances() == 2) == 10 * 19 - 6 * 4
+
+
 def test_what_a_nucleus_loses_at_a_seam_completes_it(tmp_path: Path) -> None:
     first, second = rect(20, 36, 30, 55), rect(24, 49, 40, 63)
     store, summary = stitch_views(tmp_path / "t", {(0, 0): [[first]], (0, 1): [[second]]})
