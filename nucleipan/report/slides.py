@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +45,22 @@ def slide_of(frame: Frame, given: Path | None) -> Iterator[Pixels]:
         with open_slide_of(store, given) as slide:
             yield Pixels(slide, "")
         return
-    note, beside = "The slide was not at hand: it does not lie beside the store.", slide_beside(store)
-    places = [beside] if beside is not None else []
-    for path in [*places, *([store.path] if has_whole_image(store) else [])]:
+    beside = slide_beside(store)
+    places: list[tuple[Path, Callable[[Path], Slide]]]
+    places = [(beside, partial(open_slide_of, store))] if beside is not None else []
+    places += [(store.path, open_slide)] if has_whole_image(store) else []
+    notes = []
+    for path, opened in places:
         try:
-            slide = open_slide(path) if path == store.path else open_slide_of(store, path)
+            slide = opened(path)
         except SlideError as error:
             # The page may travel: it names files, not folders.
-            note = f"{path.name} was found but cannot be used: {str(error).removeprefix(f'{path}: ')}."
+            notes.append(f"{path.name} was found but cannot be used: {str(error).removeprefix(f'{path}: ')}.")
             continue
         with slide:
             yield Pixels(slide, "")
         return
-    yield Pixels(None, note)
+    yield Pixels(None, " ".join(notes) or "The slide was not at hand: it does not lie beside the store.")
 
 
 def field_pixels(slide: Slide, frame: Frame, box: Box) -> tuple[np.ndarray, tuple[float, float, float]]:
