@@ -105,10 +105,10 @@ format: $(VENV)/.installed-test
 notebooks: $(VENV)/.installed-test
 	$(BIN)/jupytext --quiet --update --set-kernel python3 --to ipynb notebooks/*.py
 
-# Takes hours, and is no part of the tests.
+# Takes hours, and is no part of the tests. Beside the environment, so that "make lock" does not find it there.
 mutants: $(VENV)/.installed-test
-	$(INSTALL) -q -c constraints-cpu.txt cosmic-ray
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(MUTANTS)
+	@test -d .venv-mutants || $(INSTALL) -q -c $(CONSTRAINTS) --target .venv-mutants cosmic-ray
+	PYTHONPATH=.venv-mutants OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(MUTANTS)
 
 # Without ruff and mypy, whose lowest versions judge otherwise.
 test-lowest:

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from nucleipan.edits import corrected
 from nucleipan.errors import ConfigError, NucleipanError, printable
 from nucleipan.exports import FORMATS, ExportOptions, export_store
 from nucleipan.network.weights import DEFAULT_MODEL, Model, load_model, model_for
 from nucleipan.overlay import overlay_of_store, save_picture
 from nucleipan.pipeline import choose_backend
+from nucleipan.progress import Progress, terminal_bar
 from nucleipan.segment import Executor, SegmentOptions, SegmentResult, check_tile, segment_slide, store_path
-from nucleipan.segment import Progress as ProgressCall
 from nucleipan.slide import at_mpp, is_slide, open_slide
 from nucleipan.store import PanopticStore, is_own_store
 from nucleipan.summary import BatchSummary
@@ -112,7 +109,8 @@ def segment_batch(slides: Sequence[Path], batch: BatchOptions) -> int:
         for path in sorted(slides, key=_n_bytes, reverse=True):
             try:
                 model = load(_model_name(path, batch))
-                with _shown_progress(printable(path.name)) as progress:
+                with terminal_bar(printable(path.name)) as bar:
+                    progress = bar or _plain_lines(printable(path.name))
                     result = segment_slide(path, batch.out, model, batch.options, executor=executor, progress=progress)
                 _write_extras(path, result.store, batch, model)
             except Exception as error:  # whatever it is, it is counted and said, and the other slides go on
@@ -193,28 +191,8 @@ def _failure(path: Path, error: Exception) -> str:
     return f"{line}; a smaller --tile needs less memory" if "memory" in line.lower() else line
 
 
-@contextmanager
-def _shown_progress(name: str) -> Iterator[ProgressCall]:
-    """A bar on a terminal, plain lines in a log, both on stderr."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_lines(name)
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=None)
-
-        def update(done: int, total: int, step: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{name}: {step}")
-
-        yield update
-
-
-def _plain_lines(name: str) -> ProgressCall:
-    """About ten lines a slide, whatever its size."""
+def _plain_lines(name: str) -> Progress:
+    """About ten lines a slide, whatever its size, on stderr."""
     shown = -1
 
     def update(done: int, total: int, step: str) -> None:

@@ -26,6 +26,7 @@ from nucleipan.network.runtime import runtime
 from nucleipan.network.weights import Model, ModelInfo
 from nucleipan.pipeline import TileJob, choose_backend, compute_tiles, write_empty
 from nucleipan.plausible import notes_of
+from nucleipan.progress import Progress
 from nucleipan.slide import QualityMap, Slide, SlideView, at_mpp, open_slide, quality_map, tissue_mask
 from nucleipan.slide.fingerprint import fingerprint
 from nucleipan.slide.metadata import scanner_metadata
@@ -36,8 +37,6 @@ from nucleipan.tiles import Tile, TileGrid
 
 #: Computes tiles of a job and yields each when its file is there, in any order.
 Executor = Callable[[TileJob, Sequence[Tile]], Iterable[Tile]]
-#: Called after every finished tile with the number done, the number in all and the name of the step.
-Progress = Callable[[int, int, str], None]
 
 DEFAULT_TILE = 2048
 _OVERVIEW_SIDE = 4096

@@ -29,7 +29,7 @@ def _layer(title: str, units: str) -> Layer:
 
 #: From the bottom. A module that is in none fails the test, so that a new one must be placed.
 LAYERS = (
-    _layer("values", "errors geometry classes files documents"),
+    _layer("values", "errors geometry classes files documents progress"),
     _layer("arithmetic and documents", "tiles ngff"),
     _layer("images in, tiles out", "measure slide panoptic polygons synthetic sample"),
     _layer("one job each", "network transforms stitch store plausible metrics datasets"),

@@ -22,7 +22,7 @@ from nucleipan.stitch import StitchContext
 from nucleipan.synthetic import SyntheticScene, write_slide
 from nucleipan.tiles import TileGrid
 
-NUMPY_ONLY = LAYERS[0].units | LAYERS[1].units
+NUMPY_ONLY = (LAYERS[0].units | LAYERS[1].units) - {"progress"}  # its bar is of rich
 MAY_IMPORT = {
     "torch": {"network", "transforms", "pipeline", "training"},
     "monai": {"network", "transforms", "pipeline", "segment", "training"},

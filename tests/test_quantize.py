@@ -115,7 +115,7 @@ def test_corrected_channels_are_right_on_average(network, quantization):
 
 def mean_errors(network: PanopticNet, quantization: Quantization, images: Tensor) -> Tensor:
     """Of each channel of each convolution, in standard deviations of the convolution's output."""
-    folded, int8 = fold_batch_norm(copy.deepcopy(network)), quantized(network, quantization)
+    folded, int8 = fold_batch_norm(network), quantized(network, quantization)
     errors: list[Tensor] = []
 
     def compare(rounded: nn.Module, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:

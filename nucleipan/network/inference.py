@@ -34,7 +34,7 @@ class InferenceNetwork:
     def __init__(self, network: TrainableNetwork, device: torch.device) -> None:
         self.device = device
         self.dtype = best_dtype(device)
-        fused = fold_batch_norm(copy.deepcopy(network).eval())
+        fused = fold_batch_norm(network)
         self._network = fused.to(device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -94,7 +94,8 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold each BatchNorm into the convolution before it, in place; the network must be in evaluation mode."""
+    """A copy in evaluation mode whose every BatchNorm is part of the convolution before it."""
+    network = copy.deepcopy(network).eval()
     for module in network.modules():
         for conv_name, norm_name in _conv_norm_pairs(module):
             conv, norm = getattr(module, conv_name), getattr(module, norm_name)

@@ -7,7 +7,6 @@ Needs the extra ``openvino``.
 
 from __future__ import annotations
 
-import copy
 import warnings
 
 import numpy as np
@@ -41,7 +40,7 @@ class OpenVinoNetwork:
         quantization: Quantization | None = None,
     ) -> None:
         if quantization is None:
-            fused = _Outputs(fold_batch_norm(copy.deepcopy(network).eval()))
+            fused = _Outputs(fold_batch_norm(network))
         else:
             fused = _Outputs(quantized(network, quantization))
         with torch.no_grad(), warnings.catch_warnings():

@@ -61,7 +61,7 @@ def measure_quantization(network: PanopticNet | TwoScaleNet, images: Sequence[Te
         images: batches float[B, 3, H, W] in [0, 1], or uint8, at the network's pixel size, of any sizes. A range is the
             mean over images of the least and of the greatest value: one odd pixel does not make all steps coarser.
     """
-    folded = fold_batch_norm(copy.deepcopy(network).eval())
+    folded = fold_batch_norm(network)
     batches = [_unit(image.to(network.mean.device)) for image in images]
     ranges = _means(folded, batches, lambda name, x, y: torch.stack([x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1))
     uncorrected = {
@@ -77,7 +77,7 @@ def measure_quantization(network: PanopticNet | TwoScaleNet, images: Sequence[Te
 
 def quantized(network: PanopticNet | TwoScaleNet, quantization: Quantization) -> nn.Module:
     """A copy with BatchNorm folded whose convolutions round as int8 does."""
-    folded = fold_batch_norm(copy.deepcopy(network).eval())
+    folded = fold_batch_norm(network)
     for name, found in quantization.convolutions.items():
         parent, _, child = name.rpartition(".")
         setattr(folded.get_submodule(parent), child, Int8Convolution(_convolution(folded, name), found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numba
 import numpy as np
 
 from nucleipan.geometry import Box
+from nucleipan.stitch.recent import Recent
 from nucleipan.stitch.record import Measures, StitchContext, read_columns
 from nucleipan.tiles import Tile
 
@@ -69,27 +69,15 @@ class Claims:
         _claim(ranks[reach.slices(box)], instances[reach.slices(c.boxes[tile])], of_label)
 
 
-class PlaneCache:
-    """Planes of recently used tiles, at most about ``budget_mb`` of them."""
+class PlaneCache(Recent[tuple[np.ndarray, np.ndarray]]):
+    """instances int32[h, w] and stuff uint8[h, w] of recently used tiles, at most about ``budget_mb`` of them."""
 
-    def __init__(self, folder: Path, tiles: list[Tile], budget_mb: int = 128) -> None:
-        self._folder, self._tiles, self._budget = folder, tiles, budget_mb * 2**20
-        self._planes: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._n_bytes = 0
+    def __init__(self, folder: Path, tiles: list[Tile], budget_mb: float = 128) -> None:
+        def read(tile: int) -> tuple[np.ndarray, np.ndarray]:
+            _, columns = read_columns(folder, tiles[tile], ("instances", "stuff"))
+            return columns["instances"].astype(np.int32), columns["stuff"]
 
-    def get(self, tile: int) -> tuple[np.ndarray, np.ndarray]:
-        """instances int32[h, w] and stuff uint8[h, w] of the tile with this index."""
-        if tile in self._planes:
-            self._planes.move_to_end(tile)
-            return self._planes[tile]
-        _, columns = read_columns(self._folder, self._tiles[tile], ("instances", "stuff"))
-        planes = columns["instances"].astype(np.int32), columns["stuff"]
-        self._planes[tile] = planes
-        self._n_bytes += sum(p.nbytes for p in planes)
-        while self._n_bytes > self._budget and len(self._planes) > 1:
-            _, dropped = self._planes.popitem(last=False)
-            self._n_bytes -= sum(p.nbytes for p in dropped)
-        return planes
+        super().__init__(read, lambda planes: sum(p.nbytes for p in planes), int(budget_mb * 2**20))
 
 
 def load_candidates(folder: Path, context: StitchContext) -> Candidates:

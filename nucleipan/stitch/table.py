@@ -19,7 +19,6 @@ Everything else in the row, and every export, is of the mask.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from nucleipan.classes import VOID_NAME, PanopticClass, PanopticClasses
 from nucleipan.measure import SHAPE_COLUMNS, STAIN_COLUMNS, distance_to_nearest
 from nucleipan.stitch.candidates import Candidates
 from nucleipan.stitch.outlines import unpacked
+from nucleipan.stitch.recent import Recent
 from nucleipan.stitch.record import read_columns
 from nucleipan.stitch.resolve import Resolution
 from nucleipan.stitch.tissue import TissueSamples, distance_to_border
@@ -99,25 +99,15 @@ def _centres(resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([m.sum_y / m.n_px, m.sum_x / m.n_px], 1), m.sum_y // m.n_px
 
 
-class _TileColumns:
+class _TileColumns(Recent[dict[str, np.ndarray]]):
     """Table columns of recently used tiles, up to a count of candidates."""
 
     def __init__(self, folder: Path, candidates: Candidates, max_rows: int = 2**17) -> None:
-        self._folder, self._candidates, self._max_rows = folder, candidates, max_rows
-        self._columns: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
-        self._n_rows = 0
-
-    def get(self, tile: int) -> dict[str, np.ndarray]:
-        if tile in self._columns:
-            self._columns.move_to_end(tile)
-            return self._columns[tile]
-        _, columns = read_columns(self._folder, self._candidates.tiles[tile], _TILE_COLUMNS)
-        self._columns[tile] = columns
-        self._n_rows += len(columns["scores"])
-        while self._n_rows > self._max_rows and len(self._columns) > 1:
-            _, dropped = self._columns.popitem(last=False)
-            self._n_rows -= len(dropped["scores"])
-        return columns
+        super().__init__(
+            lambda tile: read_columns(folder, candidates.tiles[tile], _TILE_COLUMNS)[1],
+            lambda columns: len(columns["scores"]),
+            max_rows,
+        )
 
 
 @dataclass(frozen=True)

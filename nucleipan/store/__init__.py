@@ -5,7 +5,7 @@ Neither needs torch or monai.
 """
 
 from nucleipan.store.arrays import LabelArray, StoredArray
-from nucleipan.store.checksums import CHECKSUMS, Finding, Progress, damaged_files, read_checksums, refuse_damaged
+from nucleipan.store.checksums import CHECKSUMS, Finding, damaged_files, read_checksums, refuse_damaged
 from nucleipan.store.reader import PanopticStore, is_own_store
 from nucleipan.store.run import Run, exclusive, open_or_resume, partial_path
 from nucleipan.store.spec import STORE_VERSION, StoreSpec
@@ -16,7 +16,6 @@ __all__ = [
     "Finding",
     "LabelArray",
     "PanopticStore",
-    "Progress",
     "Run",
     "StoreSpec",
     "StoredArray",

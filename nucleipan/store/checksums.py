@@ -23,19 +23,17 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nucleipan.documents import json_value
 from nucleipan.errors import StoreError, reason
 from nucleipan.files import whole_file
+from nucleipan.progress import Progress
 
 CHECKSUMS = "checksums.sha256"
 EDITS = "edits"
-
-#: Called with the number done, the number in all and the name of the step.
-Progress = Callable[[int, int, str], None]
 
 _SAME_AGAIN = "copy the store again from where it is whole, or segment the slide again with --overwrite"
 _TITLE = f"# nucleipan checksums 1; also for: sha256sum -c {CHECKSUMS}\n"

@@ -14,7 +14,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
+
+from nucleipan.progress import columns
 
 
 class LossLog(Callback):
@@ -55,8 +57,7 @@ class StepBar(Callback):
     def __init__(self) -> None:
         console = Console(stderr=True)
         text = TextColumn("{task.description}")
-        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = Progress(*columns(text), console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

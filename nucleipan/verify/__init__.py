@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nucleipan.errors import StoreError
-from nucleipan.store import CHECKSUMS, Finding, PanopticStore, Progress, damaged_files, read_checksums
+from nucleipan.progress import Progress
+from nucleipan.store import CHECKSUMS, Finding, PanopticStore, damaged_files, read_checksums
 from nucleipan.verify.agreement import disagreements
 from nucleipan.verify.pixels import PixelCount, open_pyramids
 from nucleipan.verify.rows import TABLE, read_rows

@@ -11,7 +11,8 @@ import numpy as np
 from nucleipan.errors import StoreError, reason
 from nucleipan.geometry import Box
 from nucleipan.ngff import n_levels_for
-from nucleipan.store import Finding, PanopticStore, Progress, StoredArray
+from nucleipan.progress import Progress
+from nucleipan.store import Finding, PanopticStore, StoredArray
 from nucleipan.verify.rows import Rows
 
 #: Levels by name, finest first.
