@@ -3,6 +3,7 @@
 # make check  set up, then format, lint, types, layers, and the tests that take little time
 # make docs   set up, then build the documentation; docs/_build/html/index.html
 # make notebooks   each notebooks/*.ipynb from its .py
+# make coverage   set up, then all tests; which lines they did not run
 # make mutants   set up, then small changes to the code, one by one: do the tests notice? MUTANTS="voting --count 20"
 # make test-lowest   the tests with the lowest versions that pyproject.toml allows
 # make lock   constraints/known-good.txt from the environment; after tests that passed
@@ -36,7 +37,7 @@ XVFB = xvfb xauth libdbus-1-3 libegl1 libgl1 libxcb-cursor0 libxcb-icccm4 libxcb
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test pytest test-lowest lint check docs format notebooks lock lowest licences audit mutants
+.PHONY: help demo test pytest test-lowest lint check docs format notebooks lock lowest licences audit mutants coverage
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -105,7 +106,14 @@ format: $(VENV)/.installed-test
 notebooks: $(VENV)/.installed-test
 	$(BIN)/jupytext --quiet --update --set-kernel python3 --to ipynb notebooks/*.py
 
-# Takes hours, and is no part of the tests. Beside the environment, so that "make lock" does not find it there.
+# What follows is installed beside the environment, so that "make lock" does not find it there.
+# Lines of compiled functions count as not run.
+coverage: $(VENV)/.installed-test $(VENV)/.installed-xvfb
+	@test -d .venv-coverage || $(INSTALL) -q -c $(CONSTRAINTS) --target .venv-coverage pytest-cov
+	PYTHONPATH=.venv-coverage OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) \
+		--cov=nucleipan --cov=napari_nucleipan --cov-report=term-missing:skip-covered
+
+# Takes hours, and is no part of the tests.
 mutants: $(VENV)/.installed-test
 	@test -d .venv-mutants || $(INSTALL) -q -c $(CONSTRAINTS) --target .venv-mutants cosmic-ray
 	PYTHONPATH=.venv-mutants OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(MUTANTS)

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import psutil
 
+#: What counts as a kill; a run that had ended before is another round.
+_KILLED = ("killed", "worker killed")
 _NUCLEIPAN = [sys.executable, "-c", "from nucleipan.cli import main; main()"]
 
 
@@ -39,18 +41,22 @@ def main() -> None:
     began = time.perf_counter()
     expected = digest(finish(args, "reference"))
     duration = time.perf_counter() - began
-    n_wrong = 0
-    for k in range(args.kills):
-        only_worker = args.workers > 1 and k % 2 == 1
+    n_kills = n_wrong = 0
+    while n_kills < args.kills:
+        only_worker = args.workers > 1 and n_kills % 2 == 1
         after = rng.uniform(0.05, 1.0) * duration
-        process = start(args, "killed")
+        began, process = time.perf_counter(), start(args, "killed")
         what = kill(process, after, only_worker)
         store = finish(args, "killed", process if only_worker else None)
         is_same = digest(store) == expected
         n_wrong += not is_same
-        print(f"{k + 1:3d}: {what} after {after:5.1f} s: {'same store' if is_same else 'ANOTHER STORE'}", flush=True)
+        if what in _KILLED:
+            n_kills += 1
+        else:  # the undisturbed run was slower than this one
+            duration = min(duration, time.perf_counter() - began)
+        print(f"{n_kills:3d}: {what} after {after:5.1f} s: {'same store' if is_same else 'ANOTHER STORE'}", flush=True)
         shutil.rmtree(args.work / "killed")
-    print(f"{args.kills - n_wrong} of {args.kills} the same ({duration:.1f} s undisturbed)")
+    print(f"{n_kills} kills, {n_wrong} other stores ({duration:.1f} s undisturbed)")
     sys.exit(1 if n_wrong else 0)
 
 
