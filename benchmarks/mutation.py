@@ -67,7 +67,8 @@ TARGETS = {
     "voting": Target(("network/voting/*",), ("tests/test_voting.py",)),
     "fusion": Target(
         ("network/fusion", "network/islands", "network/coarse"),
-        ("tests/test_fusion.py", "tests/test_confidence.py", "-k", "fusion or decoding"),
+        ("tests/test_fusion.py", "tests/test_confidence.py", "tests/test_regions.py", "-k",
+         "fusion or decoding or true_masks or surer_tissue"),
     ),
     "painting": Target(("network/painting",), ("tests/test_regions.py", "-k", "painting or true_masks")),
     "confidence": Target(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nucleipan.classes import DEFAULT_CLASSES
+from nucleipan.classes import DEFAULT_CLASSES, PanopticClasses
 from nucleipan.errors import ModelError
 from nucleipan.geometry import Box
 from nucleipan.metrics import instance_quality, overlaps, pool
@@ -169,6 +169,24 @@ def test_true_masks_come_back_as_the_truth():
     without = decode_tile(out.without_nuclei(glass), tile, DEFAULT_CLASSES, 0.5, DecodeConfig())
     assert not without.instances[:, :30].any()
     assert without.instances[60, 50] > 0
+
+
+@pytest.mark.parametrize(("stuff", "is_found"), [(2.0, True), (1e3, False), (None, True)])
+def test_only_surer_tissue_takes_pixels_of_regions(stuff, is_found):
+    """Of a model of nuclei alone, nothing does."""
+    ids = discs((64, 64), [(20, 20, 9), (44, 40, 12)])
+    truth = true_nuclei(batch_of(ids, {}))
+    masks = nucleus_masks(batch_of(ids, {}).ids[:, 0], truth.rois, truth.ids, 28) * 20 - 10
+    classes = DEFAULT_CLASSES if stuff else PanopticClasses(tuple(c for c in DEFAULT_CLASSES.classes if c.is_thing))
+    semantic = torch.full((1, len(classes), 16, 16), -4.0)
+    if stuff:
+        semantic[:, DEFAULT_CLASSES.by_name("stroma").id - 1] = stuff
+    found = Detections(truth.rois, torch.tensor([0, 1]), torch.tensor([0.9, 0.8]), torch.eye(T)[:2])
+    tile = TileGrid((64, 64), Box(0, 0, 64, 64), 64, 0).tile(0, 0)
+    panoptic = decode_tile(RegionOutputs(semantic, found, masks, 4), tile, classes, 0.5, DecodeConfig())
+    assert len(panoptic.scores) == (2 if is_found else 0)
+    assert panoptic.instances.any() == is_found
+    assert panoptic.stuff.any() == bool(stuff)
 
 
 def test_a_nucleus_of_two_possible_classes_is_found():
