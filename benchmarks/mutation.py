@@ -161,11 +161,15 @@ def possible(name: str, path: Path) -> Iterator[tuple[tuple[int, int], Mutant]]:
 @cache
 def new_code(mutant: Mutant) -> dict[tuple[str, int], CodeType]:
     """The code of functions that is another than before; none of annotations, constants and defaults."""
-    before, after = (
-        functions_in(compile(source, str(ROOT / mutant.path), "exec"))
-        for source in ((ROOT / mutant.path).read_text(), mutant.source())
-    )
-    return {key: code for key, code in after.items() if code != before[key]}
+    try:
+        before, after = (
+            functions_in(compile(source, str(ROOT / mutant.path), "exec"))
+            for source in ((ROOT / mutant.path).read_text(), mutant.source())
+        )
+    except SyntaxError:  # not every change of an operator is Python
+        return {}
+    # A change of a default may move what follows it by a line, and change nothing there.
+    return {key: code for key, code in after.items() if code != before.get(key, code)}
 
 
 def functions_in(code: CodeType) -> dict[tuple[str, int], CodeType]:

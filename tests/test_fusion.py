@@ -13,7 +13,7 @@ from nucleipan.classes import DEFAULT_CLASSES, PanopticClasses
 from nucleipan.geometry import Box
 from nucleipan.network import fusion
 from nucleipan.network.coarse import upsample_argmax
-from nucleipan.network.fusion import DecodeConfig, decode_tile
+from nucleipan.network.fusion import DecodeConfig, _give_back_pixels, decode_tile
 from nucleipan.network.islands import absorb_islands
 from nucleipan.network.model import HeadOutputs
 from nucleipan.tiles import TileGrid
@@ -183,3 +183,10 @@ def test_without_tissue_classes_all_else_is_void():
     panoptic = decode_tile(HeadOutputs(semantic, out.nucleus, out.offsets), tile, things, 0.5, DecodeConfig())
     assert not panoptic.stuff.any()
     assert [things.things[i].name for i in panoptic.probabilities.argmax(1)] == ["neoplastic", "inflammatory"]
+
+
+def test_pixels_without_an_instance_are_passed_over():
+    instances, pixels = np.array([[0, 1], [0, 1]], np.int32), np.arange(4, dtype=np.int32)
+    nucleus, things = np.full((2, 2), -1, np.float32), np.zeros((1, 2, 2), np.float32)
+    _give_back_pixels(instances, pixels, nucleus, things, np.zeros(2, np.int32), np.full((2, 2), 5, np.float32), 1)
+    assert not instances.any(), "tissue is surer of both"

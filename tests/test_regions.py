@@ -147,6 +147,15 @@ def test_painting_decides_ties_as_it_says():
     assert not paint((boxes, masks, thing), -things, stuff, 1, (9, 8)).any(), "fused logits of 0, as those of the stuff"
 
 
+def test_painting_leaves_out_what_lies_beyond_the_tile():
+    boxes = np.array([[40, 2, 50, 9], [2, 40, 9, 50], [2, 2, 9, 9]], np.float32)
+    masks, thing = np.full((3, 4, 4), 5, np.float32), np.zeros(3, np.int64)
+    things, stuff = np.full((T, 8, 8), 2, np.float32), np.full((8, 8), -9, np.float32)
+    painted = paint((boxes, masks, thing), things, stuff, 4, (32, 32))
+    assert set(np.unique(painted[2:9, 2:9])) == {3}
+    assert np.count_nonzero(painted) == 49
+
+
 def test_true_masks_come_back_as_the_truth():
     ids = discs((96, 96), [(20, 20, 9), (20, 37, 9), (60, 50, 14), (88, 88, 12)])
     batch = batch_of(ids, {})
