@@ -338,3 +338,13 @@ def test_a_large_map_needs_no_masks() -> None:
     q = metrics.instance_quality(metrics.overlaps(pred, true))
     assert (q.tp, q.fp, q.fn) == (3600, 0, 0)
     assert q.sq == pytest.approx(14 / 18)
+
+
+def test_a_pixel_of_a_kind_of_nucleus_without_a_nucleus_is_void() -> None:
+    nothing = np.zeros((1, 4), np.int32)
+    true = PanopticMap(np.array([[1, 1, 1, 1]], np.uint8), nothing)
+    for classes, pq in (([1, 1, 1, 1], 1.0), ([1, 1, 2, 2], 0.0)):
+        pred = PanopticMap(np.array([classes], np.uint8), nothing)
+        tissue, nuclei = metrics.panoptic_qualities(pred, true, n_classes=2, thing_ids=[2])
+        assert tissue.pq == pq
+        assert nuclei.pq != nuclei.pq, "no nucleus is there, and none was found"
