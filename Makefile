@@ -106,17 +106,19 @@ format: $(VENV)/.installed-test
 notebooks: $(VENV)/.installed-test
 	$(BIN)/jupytext --quiet --update --set-kernel python3 --to ipynb notebooks/*.py
 
-# What follows is installed beside the environment, so that "make lock" does not find it there.
+# A package beside the environment, so that "make lock" does not find it there.
+.venv-with-%/.installed: $(CONSTRAINTS) | $(VENV)/.installed-test
+	$(INSTALL) -q -c $(CONSTRAINTS) --upgrade --target $(@D) $*
+	@touch $@
+
 # Lines of compiled functions count as not run.
-coverage: $(VENV)/.installed-test $(VENV)/.installed-xvfb
-	@test -d .venv-coverage || $(INSTALL) -q -c $(CONSTRAINTS) --target .venv-coverage pytest-cov
-	PYTHONPATH=.venv-coverage OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) \
+coverage: $(VENV)/.installed-test $(VENV)/.installed-xvfb .venv-with-pytest-cov/.installed
+	PYTHONPATH=.venv-with-pytest-cov OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) \
 		--cov=nucleipan --cov=napari_nucleipan --cov-report=term-missing:skip-covered
 
 # Takes hours, and is no part of the tests.
-mutants: $(VENV)/.installed-test
-	@test -d .venv-mutants || $(INSTALL) -q -c $(CONSTRAINTS) --target .venv-mutants cosmic-ray
-	PYTHONPATH=.venv-mutants OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(MUTANTS)
+mutants: $(VENV)/.installed-test .venv-with-cosmic-ray/.installed
+	PYTHONPATH=.venv-with-cosmic-ray OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(MUTANTS)
 
 # Without ruff and mypy, whose lowest versions judge otherwise.
 test-lowest:

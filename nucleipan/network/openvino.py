@@ -39,10 +39,7 @@ class OpenVinoNetwork:
         n_threads: int | None = None,
         quantization: Quantization | None = None,
     ) -> None:
-        if quantization is None:
-            fused = _Outputs(fold_batch_norm(network))
-        else:
-            fused = _Outputs(quantized(network, quantization))
+        fused = _Outputs(fold_batch_norm(network) if quantization is None else quantized(network, quantization))
         with torch.no_grad(), warnings.catch_warnings():
             # The check of the tile's size is not traced, and tracing itself is called old.
             warnings.simplefilter("ignore")
