@@ -42,7 +42,7 @@ from nucleipan.slide import at_mpp, open_slide, tissue_mask
 from nucleipan.stitch import StitchContext, tile_record, write_record
 from nucleipan.stitch.planes import create_levels, every_second, write_pyramids
 from nucleipan.synthetic import SyntheticScene
-from nucleipan.tiles import Tile
+from nucleipan.tiles import DEFAULT_TILE, Tile
 from nucleipan.transforms import SlideTiles
 
 _SCENE = 4096
@@ -56,7 +56,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("slide", type=Path)
         command.add_argument("--model", default="nucleipan-fast")
-        command.add_argument("--tile", type=int, default=2048)
+        command.add_argument("--tile", type=int, default=DEFAULT_TILE)
         command.add_argument("--backend", default="auto")
         command.add_argument("--repeats", type=int, default=0)
         command.set_defaults(run=run)
@@ -240,9 +240,9 @@ def _corner(slide: Path) -> Box:
 
 def scaling(args: argparse.Namespace) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
-    runs = {gpx: _whole(_synthetic_slide(args.work, gpx), args.model, 2048) for gpx in args.gpx}
+    runs = {gpx: _whole(_synthetic_slide(args.work, gpx), args.model, DEFAULT_TILE) for gpx in args.gpx}
     names = list(dict.fromkeys(n for run in runs.values() for n in run["wall"]))
-    print(f"{args.model}, tiles of 2048")
+    print(f"{args.model}, tiles of {DEFAULT_TILE}")
     print(f"{'':<28}" + "".join(f"{gpx:>12g} Gpx" for gpx in runs))
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("mm2", lambda r: f"{r['mm2']:.1f}"),

@@ -1,4 +1,4 @@
-"""Are pen and blur found, and is good tissue kept? A slide degraded in known ways, and folders of good images.
+"""Are pen, folds and blur found, and is good tissue kept? A slide degraded in known ways, and folders of good images.
 
     python benchmarks/quality.py ../shared/data/slides/CMU-1-Small-Region.svs --kept ../shared/data/tissue/kather2016
 
@@ -6,7 +6,9 @@
 that becomes void, that of the other half (both 100 µm away from the border), the nuclei that the model finds in the
 half all the same, and those that remain when the map is used. *Pen*: a stroke of 150 µm, four fifths opaque, across
 tissue and glass; printed is the share of the stroke on either that becomes void, and that of tissue further than 60 µm
-away. *Kept*: images of a folder at 0.5 µm per pixel, side by side as one slide, a line for each subfolder.
+away. *Fold*: a strip in which the slide lies on a part of itself from 350 µm away; printed is the share of what is
+tissue in both layers that becomes void, and that of other tissue. *Kept*: images of a folder at 0.5 µm per pixel, side
+by side as one slide, a line for each subfolder.
 """
 
 from __future__ import annotations
@@ -24,30 +26,39 @@ from nucleipan.geometry import Box
 from nucleipan.network.weights import Model, load_model
 from nucleipan.segment import SegmentOptions, segment_slide
 from nucleipan.slide import ArraySlide, QualityMap, at_mpp, open_slide, quality_map, tissue_mask
-from nucleipan.slide.quality import OUT_OF_FOCUS, PEN
+from nucleipan.slide.quality import GLASS, UNUSABLE
 
 SIGMAS_UM = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0)
 INKS = {"green": (20, 150, 80), "blue": (30, 70, 180), "black": (25, 25, 30), "red": (210, 30, 50)}
 OPACITY = 0.8
+FOLD_WIDTHS_UM = (50.0, 100.0, 200.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slide", type=Path)
     parser.add_argument("--model", default="nucleipan-fast")
+    parser.add_argument("--mpp", type=float, help="of the slide's full resolution, if it does not say")
+    parser.add_argument("--no-blur", action="store_true", help="leave out what takes long: nuclei under blur")
     parser.add_argument("--kept", type=Path, nargs="*", default=[], help="folders of images that are good")
     args = parser.parse_args()
 
     with open_slide(args.slide) as slide:
-        view = at_mpp(slide, slide.mpp or 0.5)
+        view = at_mpp(slide, max(0.5, args.mpp or slide.mpp or 0.5), slide_mpp=args.mpp)
         rgb, mpp = view.read(Box.of_shape(view.shape)), view.mpp
-    model = load_model(args.model)
-    print("blur um  called blurred  other half  nuclei  left by the map")
-    for sigma_um in SIGMAS_UM:
-        print(blur_line(rgb, mpp, sigma_um, model), flush=True)
+    quality, _ = judged(rgb, mpp)
+    print(f"as it is: {shares(quality)}")
+    if not args.no_blur:
+        model = load_model(args.model)
+        print("blur um  called blurred  other half  nuclei  left by the map")
+        for sigma_um in SIGMAS_UM:
+            print(blur_line(rgb, mpp, sigma_um, model), flush=True)
     print("ink     on tissue  on glass  other tissue")
     for name, ink in INKS.items():
         print(pen_line(rgb, mpp, name, ink), flush=True)
+    print("fold um  found  other tissue")
+    for width_um in FOLD_WIDTHS_UM:
+        print(fold_line(rgb, mpp, width_um), flush=True)
     for folder in args.kept:
         for path in sorted({p.parent for p in folder.rglob("*.jpg")}):
             print(kept_line(path), flush=True)
@@ -67,18 +78,35 @@ def blur_line(rgb: np.ndarray, mpp: float, sigma_um: float, model: Model) -> str
     return f"{sigma_um:7.1f}  {inside:14.1%}  {outside:10.2%}  {is_inside.sum():6d}  {n_left:15d}"
 
 
-def pen_line(rgb: np.ndarray, mpp: float, name: str, ink: tuple[int, int, int]) -> str:
-    height, width = rgb.shape[:2]
+def stroke(shape: tuple[int, ...], mpp: float, width_um: float) -> tuple[np.ndarray, np.ndarray]:
+    """bool[h, w], a wavy line from left to right, and the distance from it in micrometres."""
+    height, width = shape[:2]
     y, x = np.mgrid[:height, :width]
-    is_stroke = np.abs(y - height / 2 - 0.3 * height * np.sin(6 * x / width)) * mpp < 75
-    away = ndimage.distance_transform_edt(~is_stroke) * mpp
+    inside = np.abs(y - height / 2 - 0.3 * height * np.sin(6 * x / width)) * mpp < width_um / 2
+    return inside, ndimage.distance_transform_edt(~inside) * mpp
+
+
+def pen_line(rgb: np.ndarray, mpp: float, name: str, ink: tuple[int, int, int]) -> str:
+    is_stroke, away = stroke(rgb.shape, mpp, 150)
     paint, light = np.array(ink) / 255, rgb / 255
     on_tissue = judged(rgb, mpp)[1]
     drawn = np.where(is_stroke[..., None], light * (1 - OPACITY + OPACITY * paint), light)
     quality, _ = judged(np.rint(255 * drawn).astype(np.uint8), mpp)
-    void = quality.void(Box.of_shape((height, width)))
+    void = quality.void(Box.of_shape(is_stroke.shape))
     parts = (on_tissue & is_stroke, ~on_tissue & is_stroke, on_tissue & (away > 60))
     return f"{name:7s} {share(void, parts[0]):9.1%}  {share(void, parts[1]):8.1%}  {share(void, parts[2]):12.2%}"
+
+
+def fold_line(rgb: np.ndarray, mpp: float, width_um: float) -> str:
+    inside, away = stroke(rgb.shape, mpp, width_um)
+    under = np.roll(rgb, (round(300 / mpp), round(180 / mpp)), (0, 1))
+    folded = np.where(inside[..., None], np.rint(rgb / 255 * under), rgb).astype(np.uint8)
+    before, is_tissue = judged(rgb, mpp)
+    quality, _ = judged(folded, mpp)
+    box = Box.of_shape(inside.shape)
+    is_double = inside & is_tissue & judged(under, mpp)[1]
+    found, others = share(quality.void(box), is_double), quality.void(box) & ~before.void(box)
+    return f"{width_um:7.0f}  {found:5.1%}  {share(others, is_tissue & (away > 60)):12.2%}"
 
 
 def kept_line(folder: Path) -> str:
@@ -88,10 +116,12 @@ def kept_line(folder: Path) -> str:
     n = max(1, int(len(images) ** 0.5))
     rows = [np.concatenate([i[:side, :side] for i in images[k : k + n]], 1) for k in range(0, n * n, n)]
     quality, _ = judged(np.concatenate(rows), 0.5)
-    cells = [int((quality.kinds == kind).sum()) for kind in (PEN, OUT_OF_FOCUS)]
-    n_tissue = max(1, int((quality.kinds > 0).sum()))
-    pen, blurred = (f"{count / n_tissue:.2%}" for count in cells)
-    return f"{folder.parent.name}/{folder.name}: {n * n} images, pen {pen}, out of focus {blurred}"
+    return f"{folder.parent.name}/{folder.name}: {n * n} images, {shares(quality)}"
+
+
+def shares(quality: QualityMap) -> str:
+    n_tissue = max(1, int((quality.kinds > GLASS).sum()))
+    return ", ".join(f"{name} {(quality.kinds == kind).sum() / n_tissue:.2%}" for name, kind in UNUSABLE.items())
 
 
 def judged(rgb: np.ndarray, mpp: float) -> tuple[QualityMap, np.ndarray]:

@@ -15,6 +15,7 @@ import typer
 
 from nucleipan.errors import ConfigError, DataError, ModelError, NucleipanError, printable
 from nucleipan.exports import FORMATS, OF_RESULTS
+from nucleipan.tiles import DEFAULT_TILE
 
 if TYPE_CHECKING:
     from nucleipan.geometry import Box
@@ -93,14 +94,17 @@ def segment(
     ] = None,
     tile: Annotated[
         int, typer.Option(help="Side of a tile in pixels of the model's grid; smaller needs less memory.")
-    ] = 2048,
+    ] = DEFAULT_TILE,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of another run.")] = False,
     with_image: Annotated[bool, typer.Option("--with-image", help="Put the whole image into the store.")] = False,
     flips: Annotated[
         bool, typer.Option("--flips", help="Average over mirror images: a little more accurate, four times slower.")
     ] = False,
     all_tissue: Annotated[
-        bool, typer.Option("--all-tissue", help="Segment what is out of focus or under pen too, which else is void.")
+        bool,
+        typer.Option(
+            "--all-tissue", help="Segment out-of-focus, folded and pen-marked tissue too, which else is void."
+        ),
     ] = False,
     keep_metadata: Annotated[
         bool,

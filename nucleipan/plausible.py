@@ -56,7 +56,8 @@ def notes_of(store: PanopticStore) -> list[str]:
 
 
 def _unusable(quality: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
-    shares = ((quality.get(kind, 0.0), what) for kind, what in (("out_of_focus", "out of focus"), ("pen", "under pen")))
+    kinds = {"out_of_focus": "out of focus", "folded": "folded", "pen": "under pen"}
+    shares = ((quality.get(kind, 0.0), what) for kind, what in kinds.items())
     said = [f"{100 * share:.1f} % of its tissue {what}" for share, what in shares if _is_share(share)]
     if said:
         yield f"has {' and '.join(said)}, {'segmented' if config.get('all_tissue') else 'void'} in the result"

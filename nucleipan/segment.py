@@ -30,15 +30,14 @@ from nucleipan.progress import Progress
 from nucleipan.slide import QualityMap, Slide, SlideView, at_mpp, open_slide, quality_map, tissue_mask
 from nucleipan.slide.fingerprint import fingerprint
 from nucleipan.slide.metadata import scanner_metadata
-from nucleipan.slide.quality import OUT_OF_FOCUS, PEN, USABLE
+from nucleipan.slide.quality import UNUSABLE, USABLE
 from nucleipan.stitch import Overview, StitchContext, StitchSummary, StoreLayout, assemble, finished_tiles
 from nucleipan.store import PanopticStore, StoreSpec, exclusive, open_or_resume
-from nucleipan.tiles import Tile, TileGrid
+from nucleipan.tiles import DEFAULT_TILE, Tile, TileGrid
 
 #: Computes tiles of a job and yields each when its file is there, in any order.
 Executor = Callable[[TileJob, Sequence[Tile]], Iterable[Tile]]
 
-DEFAULT_TILE = 2048
 _OVERVIEW_SIDE = 4096
 _SAME_MPP = 0.05
 
@@ -57,7 +56,7 @@ class SegmentOptions:
         overwrite: replace a store of another run instead of refusing.
         with_image: put the whole image into the store, not only an overview.
         flips: average over the four mirror images of every tile.
-        all_tissue: segment what is under pen or out of focus too, instead of leaving it void.
+        all_tissue: segment what is under pen, folded or out of focus too, instead of leaving it void.
         keep_metadata: put what the slide's file says (scanner, dates, perhaps the patient) into the store.
     """
 
@@ -261,12 +260,11 @@ def _provenance(options: SegmentOptions) -> dict[str, Any]:
 
 def _shares(quality: QualityMap, extent: Box) -> dict[str, Any]:
     """How much tissue there is in ``extent``, shares of it that cannot be judged, and how the rest is stained."""
-    mm2 = {kind: quality.area_mm2(kind, extent) for kind in (USABLE, PEN, OUT_OF_FOCUS)}
-    tissue_mm2 = sum(mm2.values())
-    shares = {"pen": mm2[PEN], "out_of_focus": mm2[OUT_OF_FOCUS]}
+    mm2 = {name: quality.area_mm2(kind, extent) for name, kind in UNUSABLE.items()}
+    tissue_mm2 = quality.area_mm2(USABLE, extent) + sum(mm2.values())
     return {
         "tissue_mm2": round(tissue_mm2, 6),
-        **{kind: round(area / tissue_mm2, 6) if tissue_mm2 else 0.0 for kind, area in shares.items()},
+        **{name: round(area / tissue_mm2, 6) if tissue_mm2 else 0.0 for name, area in mm2.items()},
         "density": None if quality.density is None else [round(v, 4) for v in quality.density],
     }
 

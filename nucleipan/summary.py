@@ -8,10 +8,11 @@ from pathlib import Path
 from nucleipan.errors import printable
 from nucleipan.files import defused, whole_file
 from nucleipan.segment import SegmentResult
+from nucleipan.slide.quality import UNUSABLE
 
 _COLUMNS = (
-    "slide", "status", "store", "nuclei", "area_mm2", "seconds", "tiles", "tiles_computed", "mpp", "model", "pen",
-    "out_of_focus", "notes",
+    "slide", "status", "store", "nuclei", "area_mm2", "seconds", "tiles", "tiles_computed", "mpp", "model",
+    *UNUSABLE, "notes",
 )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ class BatchSummary:
             tiles_computed=result.n_computed,
             mpp=f"{store.mpp:.4f}",
             model=store.model["name"],
-            **{kind: f"{quality[kind]:.4f}" for kind in ("pen", "out_of_focus") if kind in quality},
+            **{kind: f"{quality[kind]:.4f}" for kind in UNUSABLE if kind in quality},
             notes="; ".join(result.notes),
         )
 

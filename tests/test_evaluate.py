@@ -281,6 +281,23 @@ def test_nearest_pixels_hold_the_centres(pred: tuple[int, int], true: tuple[int,
         assert ((index <= centres) & (centres < index + 1)).all()
 
 
+@pytest.mark.parametrize(("tall", "wide"), [((199, 51), (101, 25)), ((51, 199), (25, 101)), ((205, 49), (101, 25))])
+def test_which_grid_is_finer_is_told_by_all_its_pixels(tall: tuple[int, int], wide: tuple[int, int]) -> None:
+    """Shapes that lost up to a pixel of the coarser grid, more along one axis than along the other."""
+    assert nearest_pixels(tall, wide)[2] == pytest.approx(0.5, rel=0.03)
+    assert nearest_pixels(wide, tall)[2] == pytest.approx(2, rel=0.03)
+
+
+def test_mpq_is_listed_where_kinds_are_known() -> None:
+    ids, kinds = nuclei(), np.ones(17, int)
+    kinds[0] = 0
+    with_kinds = evaluate_pairs([("a", ids, kinds, ids, kinds)], classes=("a",))
+    without = evaluate_pairs([("a", ids, None, ids, None)])
+    for document, listed in ((with_kinds.to_json(), True), (without.to_json(), False)):
+        assert ("mPQ" in document["summary"]) == listed
+        assert all(("mPQ" in row) == listed for row in document["images"])
+
+
 def test_the_slide_scale_wins_over_the_ratio_of_rounded_shapes() -> None:
     rows, _, scale = nearest_pixels((501, 501), (1001, 1001), 2.0)
     assert scale == 2.0

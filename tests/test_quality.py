@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from nucleipan.panoptic import PanopticTile
 from nucleipan.plausible import AREA_RANGE_UM2, STAIN_RANGES, notes_of, stain_of
 from nucleipan.segment import SegmentOptions, segment_slide
 from nucleipan.slide import ArraySlide, QualityMap, at_mpp, open_slide, quality_map, tissue_mask
-from nucleipan.slide.quality import GLASS, OUT_OF_FOCUS, PEN, USABLE
+from nucleipan.slide.quality import FOLDED, GLASS, OUT_OF_FOCUS, PEN, USABLE
 from nucleipan.store import PanopticStore
 from nucleipan.synthetic import SyntheticScene
 from nucleipan.tiles import TileGrid
@@ -82,6 +83,59 @@ def test_dark_and_pale_tissue_is_no_pen(tissue: np.ndarray, name: str) -> None:
     dyed = tissue.copy()
     dyed[STROKE] = np.clip(dyed[STROKE] / tissue[STROKE].mean((0, 1)) * TISSUES[name], 0, 255)
     assert share(judge(dyed), PEN) == 0
+
+
+FOLD = np.s_[304:432, 96:352]
+
+
+def layers(tissue: np.ndarray, n: int) -> np.ndarray:
+    """The tissue on copies of itself, each a little further on: light goes through all of them."""
+    through = [np.roll(tissue, (12 * i, 20 * i), (0, 1)) / 255 for i in range(n)]
+    return np.rint(255 * np.prod(through, axis=0)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("view_mpp", [0.25, 0.5])
+def test_folds_are_found(tissue: np.ndarray, view_mpp: float) -> None:
+    """A Z-fold: three layers."""
+    folded = tissue.copy()
+    folded[FOLD] = layers(tissue, 3)[FOLD]
+    kinds = judge(folded, view_mpp=view_mpp).kinds
+    inside = np.zeros_like(kinds, bool)
+    inside[cells(FOLD)] = True
+    assert (kinds[inside] == FOLDED).mean() > 0.9
+    assert not (kinds[~ndimage.binary_dilation(inside, iterations=2)] == FOLDED).any()
+
+
+def absorbing(tissue: np.ndarray, times: float | tuple[float, float, float]) -> np.ndarray:
+    """The tissue with ``times`` its optical density."""
+    return np.rint(255 * (tissue / 255) ** np.array(times)).astype(np.uint8)
+
+
+def not_folded(tissue: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    y, x = np.mgrid[:SIDE, :SIDE] % 20 - 10  # nuclei of 7 um, 10 um apart
+    crowded = absorbing(tissue, (2.8, 2.4, 2.4))
+    crowded[y**2 + x**2 < 49] = 20
+    left = np.s_[:, :400]
+    for name, rgb, where in (
+        ("thick everywhere", layers(tissue, 2), np.s_[:]),
+        ("half of it thick", layers(tissue, 2), left),
+        ("a little denser", absorbing(tissue, 1.3), FOLD),
+        ("haematoxylin", absorbing(tissue, (2.4, 1.35, 1.35)), FOLD),
+        ("eosin, or blood", absorbing(tissue, (1, 2.5, 2.5)), FOLD),
+        ("crowded dark nuclei", crowded, FOLD),
+        ("a speck", layers(tissue, 3), np.s_[304:336, 96:224]),
+    ):
+        changed = tissue.copy()
+        changed[where] = rgb[where]
+        yield name, changed
+    pale = absorbing(tissue, 0.4)
+    pale[304:432, 96:480] = absorbing(tissue, 2)[304:432, 96:480]
+    yield "tissue among fat", pale
+
+
+def test_dense_tissue_is_no_fold(tissue: np.ndarray) -> None:
+    for name, rgb in not_folded(tissue):
+        assert share(judge(rgb), FOLDED) == 0, name
 
 
 @pytest.mark.parametrize("sigma_um", [2.0, 3.0, 6.0, 12.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -145,7 +146,7 @@ def test_shipped_configurations_are_valid(path, tmp_path):
         config = load_train_config(path, [f"classes_from={tmp_path / 'annotations' / config.classes_from.name}"])
     covers = CoverTable(config.own_classes or DEFAULT_CLASSES)
     for source in config.sources:
-        for names in source.codes.values():
+        for names in filter(None, (*source.codes.values(), source.kinds)):
             covers.code(names)
 
 
@@ -171,6 +172,40 @@ def test_annotations_become_covers(data, tmp_path):
     np.testing.assert_array_equal(tissue.cover[0].numpy() > 0, tissue_labels == tissue_labels.max())
     assert texture.name == "texture/STR/b", "a subfolder without a code is left aside"
     assert [s.name for s in samples.val["nuclei"]] == ["nuclei/b"]
+
+
+def with_kinds(data: Path, tmp_path: Path, kinds: list[str]) -> Path:
+    """The nuclei of which only the first has a code, the others being of ``kinds``."""
+    shutil.copytree(data / "nuclei", tmp_path / "nuclei")
+    for path in (tmp_path / "nuclei" / "classes").iterdir():
+        codes = json.loads(path.read_text())
+        path.write_text(json.dumps(dict(list(codes.items())[:1])))
+    document = yaml.safe_load(write_config(data, tmp_path).read_text())
+    sources = [document["sources"][0] | {"kinds": kinds, "train": ["a"], "val": ["b"]}]
+    return write_config(data, tmp_path, sources=sources, data_root=str(tmp_path))
+
+
+def test_nuclei_without_a_code_are_of_the_kinds_their_source_names(data, tmp_path):
+    kinds = ["connective", "neoplastic"]
+    covers = CoverTable(DEFAULT_CLASSES)
+    (sample,) = read_samples(load_train_config(with_kinds(data, tmp_path, kinds)), covers).train["nuclei"]
+    labels = imagecodecs.imread(data / "nuclei" / "labels" / "a.png")
+    ((coded, code),) = json.loads((tmp_path / "nuclei" / "classes" / "a.json").read_text()).items()
+    allowed, cover = covers.allowed(), sample.cover[0].numpy()
+    others = [i for i in np.unique(labels)[1:] if i != int(coded)]
+    assert others
+    assert np.flatnonzero(allowed[cover[labels == int(coded)][0]]).tolist() == [code - 1]
+    for i in others:
+        found = {DEFAULT_CLASSES.classes[j].name for j in np.flatnonzero(allowed[cover[labels == i][0]])}
+        assert found == set(kinds)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "match"), [(["stroma"], "nuclei: kinds: stroma is tissue"), (["nobody"], "nuclei: kinds: .*nobody")]
+)
+def test_kinds_are_kinds_of_nuclei(data, tmp_path, kinds, match):
+    with pytest.raises(ConfigError, match=match):
+        read_samples(load_train_config(with_kinds(data, tmp_path, kinds)), CoverTable(DEFAULT_CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -238,6 +273,26 @@ def test_contradictions_stop_a_run_before_its_first_step(data, tmp_path, what, m
     with pytest.raises(DataError, match=match):
         train_model(load_train_config(path), "cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_initial_weights_keep_their_share(data, tmp_path):
+    """What comes out lies on the line from the initial weights to the trained ones."""
+    for name in ("first", "trained", "shared"):
+        (tmp_path / name).mkdir()
+    initial = train_model(load_train_config(write_config(data, tmp_path / "first", calibrate=False)), "cpu")
+    both = {"initial_weights": str(initial), "calibrate": False}
+    trained = train_model(load_train_config(write_config(data, tmp_path / "trained", **both)), "cpu")
+    shared = train_model(load_train_config(write_config(data, tmp_path / "shared", trained_share=0.25, **both)), "cpu")
+    a, b, c = (load_model(str(path)).network.state_dict() for path in (initial, trained, shared))
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+    for k in a:
+        if a[k].is_floating_point():
+            torch.testing.assert_close(c[k], 0.75 * a[k] + 0.25 * b[k], rtol=3e-3, atol=3e-4)
+
+
+def test_a_share_needs_something_to_share_with(data, tmp_path):
+    with pytest.raises(ConfigError, match="trained_share needs initial_weights of a model"):
+        load_train_config(write_config(data, tmp_path, trained_share=0.5))
 
 
 def test_errors_in_mapping_and_folders_name_the_place(data, tmp_path):

@@ -17,6 +17,7 @@ from napari_nucleipan._segmenting import AUTO_MODEL, BACKENDS, DEVICES, Request,
 from nucleipan.errors import ConfigError, MissingPixelSizeError, RegionError, SlideError
 from nucleipan.geometry import Box
 from nucleipan.slide import open_slide
+from nucleipan.tiles import DEFAULT_TILE
 
 if TYPE_CHECKING:
     import napari
@@ -146,7 +147,7 @@ class SegmentForm(QWidget):
         self.tile = QSpinBox()
         self.tile.setRange(256, 8192)
         self.tile.setSingleStep(256)
-        self.tile.setValue(2048)
+        self.tile.setValue(DEFAULT_TILE)
         self.tile.setSuffix(" px")
         self.tile.setToolTip(
             "Side of a tile, the step in which results appear.\nSmaller tiles need less memory, larger ones less time."

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from napari_nucleipan._live import LiveNuclei
 from nucleipan.errors import NucleipanError
 from nucleipan.geometry import Box
+from nucleipan.tiles import DEFAULT_TILE
 
 if TYPE_CHECKING:
     from nucleipan.network.weights import Model
@@ -63,7 +64,7 @@ class Request:
     mpp: float | None = None
     device: str = "auto"
     backend: str = "auto"
-    tile: int = 2048
+    tile: int = DEFAULT_TILE
     roi: Box | None = None
     overwrite: bool = False
 

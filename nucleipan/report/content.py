@@ -168,7 +168,7 @@ def _plane_use(step: int) -> str:
 
 
 def _judged(found: dict[str, Any]) -> list[tuple[str, str]]:
-    meanings = {"out_of_focus": "Out of focus", "pen": "Under pen"}
+    meanings = {"out_of_focus": "Out of focus", "folded": "Folded", "pen": "Under pen"}
     shares = [(text, found[key]) for key, text in meanings.items() if isinstance(found.get(key), float)]
     return [(text, f"{100 * share:.2f} % of the tissue") for text, share in shares]
 

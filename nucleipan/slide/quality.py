@@ -1,4 +1,4 @@
-"""Which tissue can be judged: what is under pen or out of focus is not.
+"""Which tissue can be judged: what is under pen, folded or out of focus is not.
 
 A network finds nuclei in anything. Where the slide does not show them, saying nothing is the honest answer: such places
 become void. The slide is looked at once, at 1 µm per pixel and on tissue only, and judged in cells of 8 µm:
@@ -6,10 +6,13 @@ become void. The slide is looked at once, at 1 µm per pixel and on tissue only,
 - *pen*: ink absorbs red more than green (blue, green), or all colours alike (black), as neither haematoxylin nor eosin
   does. Melanin and blood absorb red least, dense nuclei blue. Red pen looks like eosin and blood,
   thin blue pen over tissue like haematoxylin: neither is recognised.
+- *folded*: two layers absorb what both do, in all colours and between nuclei too, where single tissue, however dense,
+  is pale. How much is much is told by the slide itself, whose stains and thickness nobody knows. A fold of pale
+  tissue is as dense as other tissue and is not recognised.
 - *out of focus*: see ``_focus``. It is not judged on slides coarser than 1.25 µm per pixel.
 
 Limits are set so that good tissue stays: what is smaller than a marker's dot or a blurred field of view is left alone.
-The map depends on the slide alone, never on how it is tiled. Folds look like dense tissue and are not recognised.
+The map depends on the slide alone, never on how it is tiled.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from nucleipan.slide._focus import CELL, CONTEXT, FINE_MPP, Detail, block_means,
 from nucleipan.slide.tissue import TissueMask, nearest
 from nucleipan.slide.view import SlideView, at_mpp
 
-GLASS, USABLE, PEN, OUT_OF_FOCUS = range(4)
+GLASS, USABLE, PEN, OUT_OF_FOCUS, FOLDED = range(5)
+#: What cannot be judged, as stores and summaries call it.
+UNUSABLE = {"pen": PEN, "folded": FOLDED, "out_of_focus": OUT_OF_FOCUS}
 
 _BLOCK_CELLS = 128
 _COARSEST_MPP = 1.25
@@ -36,8 +41,15 @@ _MIN_INK, _MIN_INK_RED = 0.08, 0.2
 # Grey: what absorbs green this much, and red and blue nearly as much. Such places there have a third of _MIN_PEN_UM2 at
 # most, but for one image with black ink.
 _MIN_GREY, _GREY_SHARE = 0.4, 0.8
-_MIN_PEN_UM2, _MIN_BLUR_UM2 = 10_000.0, 20_000.0
-_GROW_PEN_UM = 16.0
+# What even the palest tenth of a cell's pixels absorb is, in a fold, this many times what it is at most in nine tenths
+# of the tissue, of all colours and of red, and this share of the mean. Only folds have all that on the development
+# slides; of the images of other laboratories, laid side by side, one: compact bone among fat.
+_PALEST, _USUAL = 0.1, 0.9
+_FOLD_DENSITY, _FOLD_RED, _FOLD_EVENNESS = 1.4, 1.2, 0.7
+# Tissue that absorbs less than this share of the densest, as fat does, says nothing about what is usual.
+_FAINT = 0.25
+_MIN_PEN_UM2, _MIN_FOLD_UM2, _MIN_BLUR_UM2 = 10_000.0, 5_000.0, 20_000.0
+_GROW_PEN_UM, _GROW_FOLD_UM = 16.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,8 @@ class QualityMap:
     """What a view shows, in cells of about 8 µm.
 
     Attributes:
-        kinds: uint8[h, w], ``GLASS``, ``USABLE``, ``PEN`` or ``OUT_OF_FOCUS``. Glass here is what absorbs nothing, also
-            within the rim of a ``TissueMask``.
+        kinds: uint8[h, w], ``GLASS``, ``USABLE``, ``PEN``, ``OUT_OF_FOCUS`` or ``FOLDED``. Glass here is what absorbs
+            nothing, also within the rim of a ``TissueMask``.
         density: mean optical density of usable tissue in R, G, B; None where there is none.
         scale: view pixels per cell.
         mpp: micrometres per cell.
@@ -86,35 +98,52 @@ def quality_map(view: SlideView, tissue: TissueMask) -> QualityMap:
     base_mpp = view.mpp / view.level0_per_pixel
     fine = at_mpp(view.slide, max(FINE_MPP, base_mpp), slide_mpp=base_mpp)
     scale = CELL * fine.level0_per_pixel / view.level0_per_pixel
-    colours, found = _look(fine, tissue, scale)
+    colours, palest, found = _look(fine, tissue, scale)
     where = nearest(tissue.mask, tissue.scale / scale, Box(0, 0, *colours.shape[:2]))
     cell_mpp = CELL * fine.mpp
-    density = -np.log10(np.maximum(colours, 1) / 255)  # [h, w, 3]
+    density, least = _density(colours), _density(palest)
     is_tissue = where & (density.max(-1) > _MIN_DENSITY)
     pen = _pen(density, where, cell_mpp)
     kinds = np.where(is_tissue, USABLE, GLASS).astype(np.uint8)
     if fine.mpp <= _COARSEST_MPP:
         kinds[_large(is_blurred(found, is_tissue & ~pen), _MIN_BLUR_UM2 / cell_mpp**2)] = OUT_OF_FOCUS
+    kinds[_folded(density, least, is_tissue & ~pen, cell_mpp)] = FOLDED
     kinds[pen] = PEN
     usable = density[kinds == USABLE]
     r, g, b = (float(v) for v in usable.mean(0)) if len(usable) else (0.0, 0.0, 0.0)
     return QualityMap(kinds, (r, g, b) if len(usable) else None, scale, cell_mpp)
 
 
-def _look(fine: SlideView, tissue: TissueMask, scale: float) -> tuple[np.ndarray, Detail]:
-    """Mean colour, float32[h, w, 3], and detail of every cell; what holds no tissue is not looked at and white."""
+def _look(fine: SlideView, tissue: TissueMask, scale: float) -> tuple[np.ndarray, np.ndarray, Detail]:
+    """Of every cell: mean colour, float32[h, w, 3]; what its palest tenth exceeds, uint8[h, w, 3]; detail.
+
+    What holds no tissue is not looked at and white.
+    """
     n_rows, n_cols = (-(-side // CELL) for side in fine.shape)
-    colours = np.full((n_rows, n_cols, 3), 255, np.float32)
+    colours, palest = (np.full((n_rows, n_cols, 3), 255, kind) for kind in (np.float32, np.uint8))
     found = Detail(*(np.zeros((n_rows, n_cols), np.float32) for _ in range(3)))
     for cells in _blocks(n_rows, n_cols):
         if not tissue.any_in(cells.scaled(scale)):
             continue
         rgb, inner = _read(fine, cells)
         here, index = detail(rgb), cells.slices(Box(0, 0, n_rows, n_cols))
-        colours[index] = block_means(rgb, CELL)[inner]
+        colours[index], palest[index] = block_means(rgb, CELL)[inner], _palest(rgb)[inner]
         for plane, part in ((found.at_1, here.at_1), (found.at_4, here.at_4), (found.density, here.density)):
             plane[index] = part[inner]
-    return colours, found
+    return colours, palest, found
+
+
+def _palest(rgb: np.ndarray) -> np.ndarray:
+    """uint8[h, w, 3], what a tenth of each cell's pixels exceed, channel by channel."""
+    h, w = rgb.shape[0] // CELL, rgb.shape[1] // CELL
+    pixels = rgb.reshape(h, CELL, w, CELL, 3).transpose(0, 2, 4, 1, 3).reshape(h, w, 3, CELL**2)
+    rank = round((1 - _PALEST) * CELL**2)
+    return np.partition(pixels, rank, axis=-1)[..., rank]
+
+
+def _density(colours: np.ndarray) -> np.ndarray:
+    """Optical density, float32[h, w, 3]."""
+    return -np.log10(np.maximum(colours, 1) / 255, dtype=np.float32)
 
 
 def _blocks(n_rows: int, n_cols: int) -> Iterator[Box]:
@@ -139,8 +168,26 @@ def _pen(density: np.ndarray, where: np.ndarray, cell_mpp: float) -> np.ndarray:
     is_coloured = (r - g > _MIN_INK) & (r > _MIN_INK_RED)
     is_grey = (g > _MIN_GREY) & (np.minimum(r, b) > _GREY_SHARE * g)
     is_pen = _large((is_coloured | is_grey) & where, _MIN_PEN_UM2 / cell_mpp**2)
-    radius = max(1, round(_GROW_PEN_UM / cell_mpp))
-    return ndimage.maximum_filter(is_pen, size=2 * radius + 1) & where
+    return _grown(is_pen, _GROW_PEN_UM / cell_mpp) & where
+
+
+def _folded(density: np.ndarray, least: np.ndarray, where: np.ndarray, cell_mpp: float) -> np.ndarray:
+    """bool[h, w], what absorbs as two layers do; ``least`` is the density of the palest pixels."""
+    if not where.any():
+        return where
+    least, mean = (ndimage.uniform_filter(plane, (3, 3, 1), mode="nearest") for plane in (least, density))
+    in_all, in_red = least.sum(-1), least[..., 0]
+    is_told = where & (in_all > _FAINT * np.quantile(in_all[where], 0.99))
+    if not is_told.any():
+        return is_told
+    is_folded = where & (in_all > _FOLD_EVENNESS * mean.sum(-1))
+    for plane, times in ((in_all, _FOLD_DENSITY), (in_red, _FOLD_RED)):
+        is_folded &= plane > times * np.quantile(plane[is_told], _USUAL)
+    return _grown(_large(is_folded, _MIN_FOLD_UM2 / cell_mpp**2), _GROW_FOLD_UM / cell_mpp) & where
+
+
+def _grown(mask: np.ndarray, by_cells: float) -> np.ndarray:
+    return ndimage.maximum_filter(mask, size=2 * max(1, round(by_cells)) + 1)
 
 
 def _large(mask: np.ndarray, min_cells: float) -> np.ndarray:
