@@ -47,6 +47,7 @@ class SourceConfig(_Frozen):
         default_factory=dict, description="the annotators' code -> classes of ours it may mean"
     )
     codes_are_names: bool = Field(False, description="a code that ``codes`` lacks is the name of a class of ours")
+    kinds: tuple[str, ...] = Field((), description="what a nucleus without a code may be (none named: any kind)")
     train: tuple[str, ...] | None = Field(None, description="names of training images; * and ? are wildcards")
     val: tuple[str, ...] | None = Field(None, description="names of validation images, likewise")
     allow_empty: bool = Field(False, description="accept label images without any nucleus")
@@ -126,6 +127,13 @@ class TrainConfig(_Frozen):
         (),
         description="parts of the network, such as instance_head; the others stay as they are (none named: all train)",
     )
+    trained_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the trained weights in those that come out, the rest being the initial ones: less learns "
+        "less and forgets less (WiSE-FT, arXiv 2109.01903)",
+    )
     licence: str = Field("not stated", description="terms of the trained weights")
     classes: tuple[ClassConfig, ...] | None = Field(None, description="your own classes")
     classes_from: Path | None = Field(None, description="instead, a COCO panoptic JSON: its categories are the classes")
@@ -148,6 +156,10 @@ class TrainConfig(_Frozen):
             raise ValueError(f"validate_on names no source: {', '.join(unknown)}")
         if self.schedule.early_stopping and not self.validate_on:
             raise ValueError("early_stopping needs validate_on")
+        if self.trained_share < 1 and self.initial_weights in ("imagenet", "random"):
+            raise ValueError(
+                "trained_share needs initial_weights of a model; imagenet's and random ones know no nuclei"
+            )
         if self.classes is not None and self.classes_from is not None:
             raise ValueError("classes and classes_from are two answers to one question; give one of them")
         return self

@@ -58,6 +58,19 @@ class CoverTable:
         return table
 
 
+@dataclass(frozen=True)
+class SourceCovers:
+    """What one source's annotations mean, as cover codes.
+
+    Attributes:
+        of_code: by the annotators' code.
+        uncoded: of a nucleus that has none.
+    """
+
+    of_code: dict[str, int]
+    uncoded: int
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One annotated image, ready to be cropped.
@@ -99,15 +112,15 @@ def read_samples(config: TrainConfig, covers: CoverTable) -> SampleSets:
     train: dict[str, Sequence[Sample]] = {}
     val: dict[str, list[Sample]] = {}
     for source in config.sources:
-        codes = _cover_of_code(source, covers)
+        meaning = _source_covers(source, covers)
         chosen = split_items(source, _items(config, source), splits, config.validation)
         if source.in_memory:
-            train[source.folder] = _samples(chosen.train, source, codes, covers)
+            train[source.folder] = _samples(chosen.train, source, meaning, covers)
         else:
-            train[source.folder] = _SamplesOnDisk(chosen.train, source, codes, covers)
+            train[source.folder] = _SamplesOnDisk(chosen.train, source, meaning, covers)
             _ = train[source.folder][:1]
         if source.folder in config.validate_on:
-            val[source.folder] = _samples(chosen.val, source, codes, covers)
+            val[source.folder] = _samples(chosen.val, source, meaning, covers)
     _check_not_empty(config, train, val)
     return SampleSets(train, val)
 
@@ -141,21 +154,21 @@ def split_items(source: SourceConfig, items: Sequence[Item], splits: dict[str, A
     return Split(train, val)
 
 
-def to_sample(item: Item, source: SourceConfig, codes: dict[str, int], covers: CoverTable) -> Sample | None:
+def to_sample(item: Item, source: SourceConfig, meaning: SourceCovers, covers: CoverTable) -> Sample | None:
     """Read one image; None if nothing it says is mapped to a class of ours.
 
     Raises:
-        DataError: it contradicts itself, or a nucleus has a class that ``codes`` does not map.
+        DataError: it contradicts itself, or a nucleus has a class that the source does not map.
     """
     found = checked(item, allow_empty=source.allow_empty)
     cover = np.full(found.image.shape[:2], _UNKNOWN, np.uint8)
     if found.regions is not None:
-        cover = np.array([codes.get(c, _UNKNOWN) if c else _UNKNOWN for c in found.region_codes], np.uint8)[
+        cover = np.array([meaning.of_code.get(c, _UNKNOWN) if c else _UNKNOWN for c in found.region_codes], np.uint8)[
             found.regions
         ]
     ids, known = np.zeros(cover.shape, np.int32), np.zeros(cover.shape, bool)
     if found.ids is not None:
-        ids, cover_of_id = _cover_of_ids(item, found, codes, covers)
+        ids, cover_of_id = _cover_of_ids(item, found, meaning)
         known = np.ones(cover.shape, bool) if found.unknown is None else ~found.unknown
         is_bare = known & (ids == 0) & (cover == _UNKNOWN)
         cover = np.where(ids > 0, cover_of_id[ids], np.where(is_bare, covers.stuff, cover))
@@ -171,20 +184,19 @@ def to_sample(item: Item, source: SourceConfig, codes: dict[str, int], covers: C
     )
 
 
-def _cover_of_ids(
-    item: Item, found: Annotated, codes: dict[str, int], covers: CoverTable
-) -> tuple[np.ndarray, np.ndarray]:
+def _cover_of_ids(item: Item, found: Annotated, meaning: SourceCovers) -> tuple[np.ndarray, np.ndarray]:
     """int32[h, w] ids without gaps, and the cover code of each."""
     assert found.ids is not None
     old_ids, flat = np.unique(np.concatenate([[0], found.ids.ravel()]), return_inverse=True)
-    cover = np.full(len(old_ids), covers.things, np.uint8)
+    cover = np.full(len(old_ids), meaning.uncoded, np.uint8)
     for new, old in enumerate(old_ids.tolist()):
         code = found.code_of_id.get(old)
-        if code is None or not codes:
+        if code is None or not meaning.of_code:
             continue
-        if code not in codes:
-            raise DataError(f"{item.path}: class {code!r} has no entry in codes; found {', '.join(sorted(codes))}")
-        cover[new] = codes[code]
+        if code not in meaning.of_code:
+            known = ", ".join(sorted(meaning.of_code))
+            raise DataError(f"{item.path}: class {code!r} has no entry in codes; found {known}")
+        cover[new] = meaning.of_code[code]
     return flat[1:].reshape(found.ids.shape).astype(np.int32), cover
 
 
@@ -195,8 +207,8 @@ def _items(config: TrainConfig, source: SourceConfig) -> list[Item]:
     return LAYOUTS[source.layout](folder)
 
 
-def _samples(items: Sequence[Item], source: SourceConfig, codes: dict[str, int], covers: CoverTable) -> list[Sample]:
-    return [s for s in (to_sample(item, source, codes, covers) for item in items) if s is not None]
+def _samples(items: Sequence[Item], source: SourceConfig, meaning: SourceCovers, covers: CoverTable) -> list[Sample]:
+    return [s for s in (to_sample(item, source, meaning, covers) for item in items) if s is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +217,7 @@ class _SamplesOnDisk(Sequence[Sample]):
 
     items: Sequence[Item]
     source: SourceConfig
-    codes: dict[str, int]
+    meaning: SourceCovers
     covers: CoverTable
 
     def __len__(self) -> int:
@@ -217,18 +229,29 @@ class _SamplesOnDisk(Sequence[Sample]):
         return self._read(self.items[index])
 
     def _read(self, item: Item) -> Sample:
-        sample = to_sample(item, self.source, self.codes, self.covers)
+        sample = to_sample(item, self.source, self.meaning, self.covers)
         if sample is None:
             raise DataError(f"{item.path}: codes map nothing in it to a class of ours; name the images in train")
         return sample
 
 
-def _cover_of_code(source: SourceConfig, covers: CoverTable) -> dict[str, int]:
-    own = {c.name: covers.code([c.name]) for c in covers.classes.classes} if source.codes_are_names else {}
+def _source_covers(source: SourceConfig, covers: CoverTable) -> SourceCovers:
+    classes = covers.classes
+    of_code = {c.name: covers.code([c.name]) for c in classes.classes} if source.codes_are_names else {}
     try:
-        return own | {code: covers.code(names) for code, names in source.codes.items()}
+        of_code |= {code: covers.code(names) for code, names in source.codes.items()}
     except ConfigError as error:
         raise ConfigError(f"sources: {source.folder}: codes: {error}") from error
+    if not source.kinds:
+        return SourceCovers(of_code, covers.things)
+    try:
+        kinds = [classes.by_name(name) for name in source.kinds]
+    except ConfigError as error:
+        raise ConfigError(f"sources: {source.folder}: kinds: {error}") from error
+    tissues = [c.name for c in kinds if not c.is_thing]
+    if tissues:
+        raise ConfigError(f"sources: {source.folder}: kinds: {', '.join(tissues)} is tissue; name kinds of nuclei only")
+    return SourceCovers(of_code, covers.code(source.kinds))
 
 
 _MAX_SPLITS_BYTES = 2**26
