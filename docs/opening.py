@@ -2,7 +2,7 @@
 
     python docs/opening.py SLIDE STORE [--out docs/images/opening.jpg]
 
-It shows a part of TCGA-V5-A7RE of The Cancer Genome Atlas (open access), segmented with ``--backend openvino-int8``.
+It shows a part of TCGA-V5-A7RE of The Cancer Genome Atlas (open access), segmented with ``nucleipan-accurate``.
 """
 
 from __future__ import annotations
