@@ -275,19 +275,35 @@ def test_contradictions_stop_a_run_before_its_first_step(data, tmp_path, what, m
     assert not (tmp_path / "run").exists()
 
 
-def test_initial_weights_keep_their_share(data, tmp_path):
+@pytest.fixture(scope="module")
+def initial(data, tmp_path_factory) -> Path:
+    """Weights of a run of one step."""
+    path = write_config(data, tmp_path_factory.mktemp("initial"), calibrate=False, validate_on=[])
+    return train_model(load_train_config(path, ["schedule.steps=1"]), "cpu")
+
+
+def test_initial_weights_keep_their_share(data, tmp_path, initial):
     """What comes out lies on the line from the initial weights to the trained ones."""
-    for name in ("first", "trained", "shared"):
-        (tmp_path / name).mkdir()
-    initial = train_model(load_train_config(write_config(data, tmp_path / "first", calibrate=False)), "cpu")
-    both = {"initial_weights": str(initial), "calibrate": False}
-    trained = train_model(load_train_config(write_config(data, tmp_path / "trained", **both)), "cpu")
-    shared = train_model(load_train_config(write_config(data, tmp_path / "shared", trained_share=0.25, **both)), "cpu")
-    a, b, c = (load_model(str(path)).network.state_dict() for path in (initial, trained, shared))
-    assert any(not torch.equal(a[k], b[k]) for k in a)
-    for k in a:
-        if a[k].is_floating_point():
-            torch.testing.assert_close(c[k], 0.75 * a[k] + 0.25 * b[k], rtol=3e-3, atol=3e-4)
+    changes = {"initial_weights": str(initial), "calibrate": False, "validate_on": []}
+    path = write_config(data, tmp_path, trained_share=0.25, **changes)
+    shared = load_model(train_model(load_train_config(path), "cpu")).network.state_dict()
+    before = load_model(initial).network.state_dict()
+    trained = SafetensorsCheckpoints().load_checkpoint(tmp_path / "run" / "last.safetensors")["state_dict"]
+    assert sum(not torch.equal(value, trained[f"network.{name}"]) for name, value in before.items()) > 100
+    for name, value in before.items():
+        after = trained[f"network.{name}"]
+        if value.is_floating_point():
+            torch.testing.assert_close(shared[name], 0.75 * value + 0.25 * after, rtol=3e-3, atol=3e-4)
+
+
+def test_what_is_new_has_no_initial_share(data, tmp_path, initial):
+    same = build_start(load_train_config(write_config(data, tmp_path, initial_weights=str(initial))))
+    assert same.taken_over.keys() == same.network.state_dict().keys()
+    classes = [{"name": c.name, "is_thing": c.is_thing, "color": c.color} for c in DEFAULT_CLASSES.classes[:-1]]
+    classes.append({"name": "something new", "is_thing": False, "color": (1, 2, 3)})
+    own = build_start(load_train_config(write_config(data, tmp_path, initial_weights=str(initial), classes=classes)))
+    new = {"semantic_head.classify.weight", "semantic_head.classify.bias"}
+    assert own.taken_over.keys() == own.network.state_dict().keys() - new
 
 
 def test_a_share_needs_something_to_share_with(data, tmp_path):

@@ -35,7 +35,7 @@ def panoptic() -> str:
         _field(c, (x, 42), has_classes=k != 1, has_ids=k > 0)
     c.lines((20, 216), "labels/classes", "stuff, with the things on top", fill=SOFT, font_size=12)
     c.lines((262, 216), "labels/nuclei", "by row of the centre; 0 = none", fill=SOFT, font_size=12)
-    c.lines((504, 216), "value of a pixel = (class, id)", "black: void, not segmented", fill=SOFT, font_size=12)
+    c.lines((504, 216), "value of a pixel = (class, id)", "black: void, not judged", fill=SOFT, font_size=12)
     return c.svg()
 
 

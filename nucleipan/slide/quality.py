@@ -9,8 +9,9 @@ become void. The slide is looked at once, at 1 µm per pixel and on tissue only,
 - *folded*: two layers absorb what both do, in all colours and between nuclei too, where single tissue, however dense,
   is pale. How much is much is told by the slide itself, whose stains and thickness nobody knows. A fold of pale
   tissue is as dense as other tissue and is not recognised.
-- *out of focus*: see ``_focus``. It is not judged on slides coarser than 1.25 µm per pixel.
+- *out of focus*: see ``_focus``.
 
+Folds and focus are not judged on slides coarser than 1.25 µm per pixel, which show no single nucleus.
 Limits are set so that good tissue stays: what is smaller than a marker's dot or a blurred field of view is left alone.
 The map depends on the slide alone, never on how it is tiled.
 """
@@ -107,7 +108,7 @@ def quality_map(view: SlideView, tissue: TissueMask) -> QualityMap:
     kinds = np.where(is_tissue, USABLE, GLASS).astype(np.uint8)
     if fine.mpp <= _COARSEST_MPP:
         kinds[_large(is_blurred(found, is_tissue & ~pen), _MIN_BLUR_UM2 / cell_mpp**2)] = OUT_OF_FOCUS
-    kinds[_folded(density, least, is_tissue & ~pen, cell_mpp)] = FOLDED
+        kinds[_folded(density, least, is_tissue & ~pen, cell_mpp)] = FOLDED
     kinds[pen] = PEN
     usable = density[kinds == USABLE]
     r, g, b = (float(v) for v in usable.mean(0)) if len(usable) else (0.0, 0.0, 0.0)

@@ -108,7 +108,11 @@ class PanopticStore:
 
     @property
     def quality(self) -> dict[str, Any]:
-        """How much of the tissue could be judged, as ``segment`` found it; empty in stores of other versions."""
+        """How much of the tissue could be judged, as ``segment`` found it; empty in stores of other versions.
+
+        ``tissue_mm2``; shares of it that are void: ``pen``, ``folded``, ``out_of_focus``; ``density`` of the rest, mean
+        optical density of R, G and B.
+        """
         found = self.attributes.get("quality")
         return found if isinstance(found, dict) else {}
 

@@ -47,7 +47,9 @@ class SourceConfig(_Frozen):
         default_factory=dict, description="the annotators' code -> classes of ours it may mean"
     )
     codes_are_names: bool = Field(False, description="a code that ``codes`` lacks is the name of a class of ours")
-    kinds: tuple[str, ...] = Field((), description="what a nucleus without a code may be (none named: any kind)")
+    kinds: tuple[str, ...] = Field(
+        (), description="what a nucleus that ``codes`` say nothing of may be (none named: any kind)"
+    )
     train: tuple[str, ...] | None = Field(None, description="names of training images; * and ? are wildcards")
     val: tuple[str, ...] | None = Field(None, description="names of validation images, likewise")
     allow_empty: bool = Field(False, description="accept label images without any nucleus")
@@ -131,8 +133,8 @@ class TrainConfig(_Frozen):
         1.0,
         gt=0,
         le=1,
-        description="share of the trained weights in those that come out, the rest being the initial ones: less learns "
-        "less and forgets less (WiSE-FT, arXiv 2109.01903)",
+        description="share of the trained weights in those that come out, the rest being those of the initial model, "
+        "where it has them: less learns less and forgets less (WiSE-FT, arXiv 2109.01903)",
     )
     licence: str = Field("not stated", description="terms of the trained weights")
     classes: tuple[ClassConfig, ...] | None = Field(None, description="your own classes")

@@ -18,7 +18,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nucleipan.network.fusion import DecodeConfig
@@ -89,13 +88,12 @@ def train_model(config: TrainConfig, device: str = "auto") -> Path:
     module = PanopticTraining(config, start).to(memory_format=torch.channels_last)
     data = TrainingData(config, start, samples, covers)
     last = config.output / "last.safetensors"
-    initial = _copied(start.network) if config.trained_share < 1 else {}
     with _quiet():
         trainer = build_trainer(config, choose_device(device))
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
     path = config.output / f"{config.name}.safetensors"
     if trainer.is_global_zero:
-        _load_averaged(config, start, initial)
+        _load_averaged(config, start)
         decode = _decode(config, start, samples, choose_device(device))
         save_model(start.network, _info(config, start, decode), path, _quantization(config, start, samples))
     return path
@@ -147,21 +145,15 @@ def _precision(config: TrainConfig, device: torch.device) -> Literal["bf16-mixed
     return "bf16-mixed" if is_bf16 else "32-true"
 
 
-def _copied(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def _load_averaged(config: TrainConfig, start: Start, initial: dict[str, Tensor]) -> None:
-    """The averaged weights of the last step, or of the best validation where a run stops early.
-
-    ``initial``, if there are any, have their share in them.
-    """
+def _load_averaged(config: TrainConfig, start: Start) -> None:
+    """The averaged weights of the last step, or of the best validation where a run stops early; the initial ones have
+    their share in them."""
     kept = config.output / ("best.safetensors" if config.schedule.early_stopping else "last.safetensors")
     tensors = SafetensorsCheckpoints().load_checkpoint(kept)["state_dict"]
     trained = {k.removeprefix("network."): v for k, v in tensors.items()}
-    for name, value in initial.items():
-        if value.is_floating_point():
-            trained[name] = torch.lerp(value.to(trained[name]), trained[name], config.trained_share)
+    for name, initial in start.taken_over.items():
+        if config.trained_share < 1 and initial.is_floating_point():
+            trained[name] = torch.lerp(initial.to(trained[name]), trained[name], config.trained_share)
     start.network.load_state_dict(trained)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,9 @@ _PER_CLASS = ("semantic_head.classify.weight", "semantic_head.classify.bias")
 class Start:
     """The network before the first step, and what stays fixed through the run.
 
-    ``trained_on`` is what the initial weights have seen: its terms bind what becomes of them too.
+    Attributes:
+        taken_over: copies of the tensors that are those of the initial model and of nothing else.
+        trained_on: what the initial weights have seen: its terms bind what becomes of them too.
     """
 
     network: TrainableNetwork
@@ -36,6 +38,7 @@ class Start:
     classes: PanopticClasses
     mpp: float
     decode: DecodeConfig
+    taken_over: dict[str, Tensor] = field(default_factory=dict, repr=False)
     trained_on: tuple[str, ...] = ()
 
 
@@ -57,8 +60,7 @@ def build_start(config: TrainConfig) -> Start:
     network = build_network(network_config, classes)
     if config.initial_weights == "imagenet":
         load_imagenet_weights(network.backbone)
-    if given:
-        _take_over(network, classes, given, config.initial_weights)
+    taken_over = _take_over(network, classes, given, config.initial_weights) if given else {}
     coarse = None if config.coarse_weights is None else load_model(config.coarse_weights)
     if coarse:
         _take_over_coarse(network, classes, coarse, str(config.coarse_weights))
@@ -69,18 +71,26 @@ def build_start(config: TrainConfig) -> Start:
         classes,
         config.mpp or (given.info.mpp if given else _DEFAULT_MPP),
         config.decode or (given.info.decode if given else DecodeConfig()),
+        taken_over,
         tuple(dict.fromkeys(name for model in (given, coarse) if model for name in model.info.trained_on)),
     )
 
 
-def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> None:
-    own = network.state_dict()
-    values = _by_name(given.network.state_dict(), given.info.classes, own, classes)
+def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> dict[str, Tensor]:
+    """Fill the network, and return copies of the tensors of which no part is its own."""
+    own, theirs = network.state_dict(), given.network.state_dict()
+    values = _by_name(theirs, given.info.classes, own, classes)
     values = {k: _with_more_inputs(v, own[k]) for k, v in values.items() if k in own}
     fitting = {k: v for k, v in values.items() if own[k].shape == v.shape}
     if not any(k.startswith("backbone.") for k in fitting):
         raise ModelError(f"initial_weights: {source}: no tensor fits the network; check the network's configuration")
     network.load_state_dict(fitting, strict=False)
+    knows_all = {c.name for c in classes.classes} <= {c.name for c in given.info.classes.classes}
+    return {
+        name: value.clone()
+        for name, value in fitting.items()
+        if (knows_all if name.endswith(_PER_CLASS) else theirs[name].shape == value.shape)
+    }
 
 
 def _take_over_coarse(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> None:
