@@ -89,12 +89,14 @@ def stroke(shape: tuple[int, ...], mpp: float, width_um: float) -> tuple[np.ndar
 def pen_line(rgb: np.ndarray, mpp: float, name: str, ink: tuple[int, int, int]) -> str:
     is_stroke, away = stroke(rgb.shape, mpp, 150)
     paint, light = np.array(ink) / 255, rgb / 255
-    on_tissue = judged(rgb, mpp)[1]
+    before, on_tissue = judged(rgb, mpp)
     drawn = np.where(is_stroke[..., None], light * (1 - OPACITY + OPACITY * paint), light)
     quality, _ = judged(np.rint(255 * drawn).astype(np.uint8), mpp)
-    void = quality.void(Box.of_shape(is_stroke.shape))
-    parts = (on_tissue & is_stroke, ~on_tissue & is_stroke, on_tissue & (away > 60))
-    return f"{name:7s} {share(void, parts[0]):9.1%}  {share(void, parts[1]):8.1%}  {share(void, parts[2]):12.2%}"
+    box = Box.of_shape(is_stroke.shape)
+    void, others = quality.void(box), quality.void(box) & ~before.void(box)
+    on_glass = share(void, ~on_tissue & is_stroke)
+    rest = share(others, on_tissue & (away > 60))
+    return f"{name:7s} {share(void, on_tissue & is_stroke):9.1%}  {on_glass:8.1%}  {rest:12.2%}"
 
 
 def fold_line(rgb: np.ndarray, mpp: float, width_um: float) -> str:
