@@ -38,7 +38,7 @@ def test_names_that_are_none(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nothing\.json is not valid JSON"):
+    with pytest.raises(DataError, match=r"nothing\.json cannot be read"):
         read_json_object(tmp_path / "nothing.json")
 
 

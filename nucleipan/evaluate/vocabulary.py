@@ -123,11 +123,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        DataError: the file is no JSON object.
+        DataError: the file cannot be read or is no JSON object.
     """
     try:
         value = json_value(plain_bytes(path, _MAX_BYTES))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
+    except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {reason(error)}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold a JSON object; found {type(value).__name__}")
