@@ -29,7 +29,7 @@ class Start:
     """The network before the first step, and what stays fixed through the run.
 
     Attributes:
-        taken_over: copies of the tensors that are those of the initial model and of nothing else.
+        taken_over: copies of the tensors that are a trained model's and of which no part is new.
         trained_on: what the initial weights have seen: its terms bind what becomes of them too.
     """
 
@@ -60,10 +60,11 @@ def build_start(config: TrainConfig) -> Start:
     network = build_network(network_config, classes)
     if config.initial_weights == "imagenet":
         load_imagenet_weights(network.backbone)
-    taken_over = _take_over(network, classes, given, config.initial_weights) if given else {}
+    taken_over = _take_over(network, classes, given, config.initial_weights) if given else []
     coarse = None if config.coarse_weights is None else load_model(config.coarse_weights)
     if coarse:
         _take_over_coarse(network, classes, coarse, str(config.coarse_weights))
+    before = network.state_dict()
     _keep_all_but(network, config.train_only)
     return Start(
         network,
@@ -71,13 +72,13 @@ def build_start(config: TrainConfig) -> Start:
         classes,
         config.mpp or (given.info.mpp if given else _DEFAULT_MPP),
         config.decode or (given.info.decode if given else DecodeConfig()),
-        taken_over,
+        {name: before[name].clone() for name in taken_over},
         tuple(dict.fromkeys(name for model in (given, coarse) if model for name in model.info.trained_on)),
     )
 
 
-def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> dict[str, Tensor]:
-    """Fill the network, and return copies of the tensors of which no part is its own."""
+def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> list[str]:
+    """Fill the network; returns the names of the tensors of which no part is its own."""
     own, theirs = network.state_dict(), given.network.state_dict()
     values = _by_name(theirs, given.info.classes, own, classes)
     values = {k: _with_more_inputs(v, own[k]) for k, v in values.items() if k in own}
@@ -86,11 +87,11 @@ def _take_over(network: TrainableNetwork, classes: PanopticClasses, given: Model
         raise ModelError(f"initial_weights: {source}: no tensor fits the network; check the network's configuration")
     network.load_state_dict(fitting, strict=False)
     knows_all = {c.name for c in classes.classes} <= {c.name for c in given.info.classes.classes}
-    return {
-        name: value.clone()
+    return [
+        name
         for name, value in fitting.items()
         if (knows_all if name.endswith(_PER_CLASS) else theirs[name].shape == value.shape)
-    }
+    ]
 
 
 def _take_over_coarse(network: TrainableNetwork, classes: PanopticClasses, given: Model, source: str) -> None:
