@@ -149,7 +149,7 @@ def read_plane(path: Path) -> np.ndarray:
             plane = np.load(path, allow_pickle=False)
         else:
             plane = tifffile.imread(path)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, tifffile.TiffFileError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if plane.ndim != 2 or plane.dtype.kind not in "iub":
         raise DataError(f"{path} must hold one plane of integers; found shape {plane.shape}, {plane.dtype}")
