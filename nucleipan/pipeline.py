@@ -30,7 +30,7 @@ from nucleipan.classes import GLASS_NAME, VOID_ID, PanopticClasses
 from nucleipan.errors import ModelError
 from nucleipan.geometry import Box
 from nucleipan.network.fusion import decode_tile
-from nucleipan.network.inference import FlipAverage, InferenceNetwork, Network, Outputs, choose_device
+from nucleipan.network.inference import FlipAverage, InferenceNetwork, Network, Outputs, choose_device, rest
 from nucleipan.network.quantize import Quantization
 from nucleipan.network.regions import RegionNet
 from nucleipan.network.weights import Model
@@ -120,10 +120,13 @@ def choose_backend(name: str, device: str, model: Model | None = None) -> str:
     return name
 
 
-def compute_tiles(job: TileJob, tiles: Sequence[Tile], view: SlideView | None = None) -> Iterator[Tile]:
+def compute_tiles(
+    job: TileJob, tiles: Sequence[Tile], view: SlideView | None = None, are_last: bool = False
+) -> Iterator[Tile]:
     """Segment ``tiles`` and write their files; yields each tile when its file is there.
 
-    ``view`` is the job's slide in the job's grid if it is open already.
+    ``view`` is the job's slide in the job's grid if it is open already. After tiles that ``are_last`` the network gives
+    back the memory it works in: stitching needs some too.
 
     Raises:
         SlideError: the slide cannot be read.
@@ -132,9 +135,9 @@ def compute_tiles(job: TileJob, tiles: Sequence[Tile], view: SlideView | None = 
     """
     if view is None:
         with open_slide(job.slide) as slide:
-            yield from _compute(job, tiles, at_mpp(slide, job.model.info.mpp, job.mpp))
+            yield from _compute(job, tiles, at_mpp(slide, job.model.info.mpp, job.mpp), are_last)
     else:
-        yield from _compute(job, tiles, view)
+        yield from _compute(job, tiles, view, are_last)
 
 
 def write_empty(job: TileJob, tile: Tile) -> None:
@@ -154,7 +157,7 @@ def glass_id(classes: PanopticClasses) -> int:
     return next((c.id for c in classes.stuff if c.name == GLASS_NAME), 0)
 
 
-def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[Tile]:
+def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView, are_last: bool) -> Iterator[Tile]:
     if job.n_threads is not None:
         torch.set_num_threads(job.n_threads)
     network = job.network or _ready(job.model, job.device, job.backend, job.flips, job.n_threads)
@@ -172,6 +175,8 @@ def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView) -> Iterator[T
 
     run = _in_turns if choose_device(job.device).type == "cpu" else _side_by_side
     yield from run(len(tiles), dataset.__getitem__, compute, finish)
+    if are_last:
+        rest(network)
 
 
 def _side_by_side(

@@ -147,7 +147,7 @@ def segment_slide(
             options.device, options.backend, options.flips, network=network, transform=transform,
             quality=None if options.all_tissue else quality,
         )  # fmt: skip
-        n_computed = _compute_missing(job, grid, executor or partial(compute_tiles, view=view), progress)
+        n_computed = _compute_missing(job, grid, executor or partial(compute_tiles, view=view, are_last=True), progress)
         progress(0, 1, "stitching")
         attributes = run.attributes() | _provenance(options) | {"quality": _shares(quality, grid.extent)}
         layout = StoreLayout(path.name, model.info.classes, view.mpp, attributes=attributes)

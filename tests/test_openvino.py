@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+import psutil
 import pytest
 import torch
 
 from nucleipan.errors import ModelError
 from nucleipan.geometry import Box
-from nucleipan.network.inference import InferenceNetwork
+from nucleipan.network.inference import FlipAverage, InferenceNetwork, rest
 from nucleipan.network.weights import load_model
 from nucleipan.pipeline import choose_backend
+from nucleipan.segment import SegmentOptions, segment_slide
 from nucleipan.slide import at_mpp, open_slide
 from nucleipan.synthetic import SyntheticScene, write_slide
 from nucleipan.tiles import TileGrid
@@ -55,6 +58,34 @@ def test_outputs_stay_when_the_next_tile_is_computed(tiles):
     kept = first.nucleus.clone()
     network(tiles[1])
     assert torch.equal(first.nucleus, kept)
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, FlipAverage])
+def test_a_network_that_rests_gives_memory_back(wrap):
+    """Less than half of what it works in stays, and the next tile has the same outputs."""
+    network, image = wrap(OpenVinoNetwork(load_model("nucleipan-fast").network)), torch.zeros((1, 3, 64, 64))
+    network(image)
+    before = _resident_mb()
+    large = torch.from_numpy(np.random.default_rng(0).random((1, 3, 1024, 1024), np.float32))
+    first = network(large)
+    working = _resident_mb()
+    rest(network)
+    assert working - before > 200
+    assert _resident_mb() - before < (working - before) / 2
+    assert all(map(torch.equal, vars(network(large)).values(), vars(first).values()))
+
+
+def test_a_whole_slide_ends_with_the_network_at_rest(tmp_path, monkeypatch):
+    rested: list[int] = []
+    monkeypatch.setattr(OpenVinoNetwork, "rest", lambda self: rested.append(len(list(tmp_path.rglob("*.tile")))))
+    path = tmp_path / "scene.tif"
+    write_slide(SyntheticScene((320, 384), seed=4), path, levels=1)
+    result = segment_slide(path, tmp_path, load_model("nucleipan-fast"), SegmentOptions(tile=128, backend="openvino"))
+    assert rested == [result.n_tiles], "once, after all tiles and before they are joined"
+
+
+def _resident_mb() -> float:
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def test_nobody_is_told(monkeypatch):

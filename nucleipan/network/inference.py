@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,9 @@ class FlipAverage:
         means = (torch.stack(tensors).mean(0) for tensors in zip(*(vars(o).values() for o in outputs), strict=True))
         return HeadOutputs(*means)
 
+    def rest(self) -> None:
+        rest(self._network)
+
     def _mirrored(self, image: Tensor, axes: tuple[int, ...]) -> HeadOutputs:
         """What the network says about the image mirrored along ``axes`` (2 = y, 3 = x), mirrored back."""
         out = self._network(image.flip(axes))
@@ -65,6 +69,12 @@ class FlipAverage:
         for axis in axes:
             offsets[:, axis - 2] *= -1
         return HeadOutputs(semantic, nucleus, offsets)
+
+
+def rest(network: Callable[[Tensor], Any]) -> None:
+    """Have a network give back the memory that it keeps from tile to tile, if it keeps any."""
+    if hasattr(network, "rest"):
+        network.rest()
 
 
 def choose_device(name: str) -> torch.device:

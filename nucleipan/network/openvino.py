@@ -65,6 +65,10 @@ class OpenVinoNetwork:
         # The request's own memory is used again for the next tile.
         return HeadOutputs(*(torch.from_numpy(results[i].copy()) for i in range(3)))
 
+    def rest(self) -> None:
+        """Give back the memory of the last tile, 1 GB and more; the next one takes it again."""
+        self._request, self._ready_for = None, None
+
     def _request_for(self, image: Tensor) -> openvino.InferRequest:
         """The network compiled for images like this one; memory of the former size is given back first."""
         if self._request is None or self._ready_for != (image.shape, image.dtype):
