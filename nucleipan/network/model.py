@@ -14,18 +14,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from nucleipan.network.backbone import DEEPEST_STRIDE, Lite0Backbone
+from nucleipan.network.backbone import DEEPEST_STRIDE, LiteBackbone, Variant
 from nucleipan.network.fpn import TwoWayFpn
 from nucleipan.network.heads import InstanceHead, SemanticHead
 
-#: Pixels around a pixel that can change its nucleus logit or offset by more than rounding (a test measures it; in
-#: theory up to 138 pixels reach it, with vanishing weight).
-INSTANCE_REACH_PX = 128
+#: Pixels around a pixel that can change its nucleus logit or offset by more than rounding, for each backbone (a test
+#: measures it; in theory up to 138 pixels reach it with ``lite0``, with vanishing weight).
+INSTANCE_REACH_PX: dict[Variant, int] = {"lite0": 128, "lite1": 160, "lite2": 160}
 
-# Blocks of the backbone that feed the two heads. The instance head's coarsest is the first block of 112 channels at
-# stride 16: without it too little of the backbone is left to tell touching nuclei apart, further blocks reach far.
-INSTANCE_BLOCKS = (0, 2, 4, 8)
-SEMANTIC_BLOCKS = (2, 4, 10, 15)
 #: Of RGB in [0, 1], what the backbone's first weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,6 +69,9 @@ class PanopticNetConfig(BaseModel):
     head: Literal["centre-voting"] = Field(
         "centre-voting", description="the instance head, which tells the networks apart"
     )
+    backbone: Variant = Field(
+        "lite0", description="of EfficientNet; lite1 and lite2 are larger, and began no shipped model"
+    )
     instance_channels: tuple[Width, Width, Width, Width] = Field(
         (40, 64, 96, 128), description="of the instance head at strides 2, 4, 8, 16"
     )
@@ -99,12 +98,10 @@ class PanopticNet(nn.Module):
 
     mean: Tensor
     std: Tensor
-    #: Pixels of context a tile needs.
-    margin = INSTANCE_REACH_PX
 
     def __init__(
         self,
-        backbone: Lite0Backbone,
+        backbone: LiteBackbone,
         semantic_fpn: TwoWayFpn,
         instance_head: InstanceHead,
         semantic_head: SemanticHead,
@@ -120,17 +117,39 @@ class PanopticNet(nn.Module):
     def forward(self, x: Tensor) -> HeadOutputs:
         check_size(x)
         features = self.backbone((x - self.mean) / self.std)
-        nucleus, offsets = self.instance_head([features[i] for i in INSTANCE_BLOCKS])
-        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in SEMANTIC_BLOCKS]))
+        nucleus, offsets = self.instance_head([features[i] for i in instance_blocks(self.backbone)])
+        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in semantic_blocks(self.backbone)]))
         return HeadOutputs(semantic, nucleus, offsets)
+
+    @property
+    def margin(self) -> int:
+        """Pixels of context a tile needs."""
+        return INSTANCE_REACH_PX[self.backbone.variant]
+
+
+def instance_blocks(backbone: LiteBackbone) -> tuple[int, int, int, int]:
+    """Blocks that feed the instance head, at strides 2, 4, 8 and 16.
+
+    The coarsest is the first of the fifth stage: without it too little of the backbone is left to tell touching nuclei
+    apart, further blocks reach far.
+    """
+    stride2, stride4, stride8, stride16, *_ = backbone.last_of_stage
+    return stride2, stride4, stride8, stride16 + 1
+
+
+def semantic_blocks(backbone: LiteBackbone) -> tuple[int, int, int, int]:
+    """Blocks that feed the semantic head, at strides 4, 8, 16 and 32."""
+    _, stride4, stride8, _, stride16, _, stride32 = backbone.last_of_stage
+    return stride4, stride8, stride16, stride32
 
 
 def build_panoptic_net(config: PanopticNetConfig, n_classes: int) -> PanopticNet:
     """A PanopticNet with fresh weights."""
-    instance_in = [Lite0Backbone.channels[i] for i in INSTANCE_BLOCKS]
-    semantic_in = [Lite0Backbone.channels[i] for i in SEMANTIC_BLOCKS]
+    backbone = LiteBackbone(config.backbone, config.drop_connect)
+    instance_in = [backbone.channels[i] for i in instance_blocks(backbone)]
+    semantic_in = [backbone.channels[i] for i in semantic_blocks(backbone)]
     return PanopticNet(
-        backbone=Lite0Backbone(config.drop_connect),
+        backbone=backbone,
         semantic_fpn=TwoWayFpn(semantic_in, config.semantic_channels),
         instance_head=InstanceHead(instance_in, config.instance_channels),
         semantic_head=SemanticHead(config.semantic_channels, config.semantic_channels, n_classes, config.dilations),

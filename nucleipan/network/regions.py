@@ -20,16 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from nucleipan.network.attention import Attention, AuNetAttention, NoAttention
-from nucleipan.network.backbone import Lite0Backbone
+from nucleipan.network.backbone import LiteBackbone
 from nucleipan.network.boxes import Rois
 from nucleipan.network.fpn import TwoWayFpn
 from nucleipan.network.heads import SemanticHead
 from nucleipan.network.mask_rcnn import BoxHead, Detections, InstanceConfig, MaskHead, detect
-from nucleipan.network.model import IMAGENET_MEAN, IMAGENET_STD, SEMANTIC_BLOCKS, Dilation, Width, check_size
+from nucleipan.network.model import IMAGENET_MEAN, IMAGENET_STD, Dilation, Width, check_size, semantic_blocks
 from nucleipan.network.proposals import ProposalConfig, ProposalHead, ProposalMaps, propose
 from nucleipan.network.roi import pyramid_align
 
-_STRIDES = tuple(Lite0Backbone.strides[i] for i in SEMANTIC_BLOCKS)
+# Of the blocks that make the pyramid.
+_STRIDES = (4, 8, 16, 32)
 _SEMANTIC_STRIDE = _STRIDES[0]
 
 
@@ -124,8 +125,8 @@ class RegionNet(nn.Module):
     def __init__(self, config: RegionNetConfig, n_things: int, n_classes: int) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Lite0Backbone(config.drop_connect)
-        self.fpn = TwoWayFpn([Lite0Backbone.channels[i] for i in SEMANTIC_BLOCKS], config.channels)
+        self.backbone = LiteBackbone(drop_connect=config.drop_connect)
+        self.fpn = TwoWayFpn([self.backbone.channels[i] for i in semantic_blocks(self.backbone)], config.channels)
         self.proposals = ProposalHead(config.channels, _STRIDES, config.proposals)
         self.box_head = BoxHead(config.channels, n_things, config.instances)
         self.mask_head = MaskHead(config.channels, n_things, config.instances)
@@ -145,7 +146,7 @@ class RegionNet(nn.Module):
     def pyramid(self, x: Tensor) -> Pyramid:
         check_size(x)
         features = self.backbone((x - self.mean) / self.std)
-        levels = self.fpn([features[i] for i in SEMANTIC_BLOCKS])
+        levels = self.fpn([features[i] for i in semantic_blocks(self.backbone)])
         maps = self.proposals(levels)
         tissue, regions = self.attention.levels(levels, maps.hidden)
         return Pyramid(tissue, regions, maps, (x.shape[2], x.shape[3]))

@@ -29,17 +29,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from nucleipan.classes import PanopticClasses
-from nucleipan.network.backbone import DEEPEST_STRIDE, Lite0Backbone
+from nucleipan.network.backbone import DEEPEST_STRIDE
 from nucleipan.network.heads import InstanceHead
 from nucleipan.network.layers import upsample
 from nucleipan.network.model import (
-    INSTANCE_BLOCKS,
     INSTANCE_REACH_PX,
-    SEMANTIC_BLOCKS,
     HeadOutputs,
     PanopticNetConfig,
     build_panoptic_net,
     check_size,
+    instance_blocks,
+    semantic_blocks,
 )
 
 # Answers of the coarse head are brought to about one before they are inputs.
@@ -69,8 +69,6 @@ class TwoScaleNet(nn.Module):
     mean: Tensor
     std: Tensor
     is_stuff: Tensor
-    #: Pixels of context a tile needs. What the coarse head sees beyond it changes nuclei too little to matter.
-    margin = INSTANCE_REACH_PX
 
     def __init__(self, config: TwoScaleConfig, classes: PanopticClasses) -> None:
         super().__init__()
@@ -82,7 +80,7 @@ class TwoScaleNet(nn.Module):
         self.coarse_head = coarse.instance_head
         self.coarse_semantic_fpn = coarse.semantic_fpn
         self.coarse_semantic_head = coarse.semantic_head
-        stride2, stride4, *deeper = (Lite0Backbone.channels[i] for i in INSTANCE_BLOCKS)
+        stride2, stride4, *deeper = (self.backbone.channels[i] for i in instance_blocks(self.backbone))
         told = stride2 + _ANSWERS, stride4 + config.coarse.instance_channels[0]
         self.instance_head = InstanceHead([*told, *deeper], config.fine.instance_channels)
         self.register_buffer("mean", fine.mean)
@@ -91,6 +89,11 @@ class TwoScaleNet(nn.Module):
         self.register_buffer("is_stuff", is_stuff, persistent=False)  # the classes of a model are in its header
         for part in self.frozen:
             part.requires_grad_(False)
+
+    @property
+    def margin(self) -> int:
+        """Pixels of context a tile needs. What the coarse head sees beyond changes nuclei too little to matter."""
+        return INSTANCE_REACH_PX[self.backbone.variant]
 
     @property
     def frozen(self) -> tuple[nn.Module, nn.Module]:
@@ -119,10 +122,10 @@ class TwoScaleNet(nn.Module):
         x = (x - self.mean) / self.std
         seen, answers, tissue = self._from_afar(F.avg_pool2d(x, 2))
         features = self.backbone(x)
-        stride2, stride4, *deeper = (features[i] for i in INSTANCE_BLOCKS)
+        stride2, stride4, *deeper = (features[i] for i in instance_blocks(self.backbone))
         told = torch.cat([stride2, answers], 1), torch.cat([stride4, seen], 1)
         nucleus, offsets = self.instance_head([*told, *deeper])
-        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in SEMANTIC_BLOCKS]))
+        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in semantic_blocks(self.backbone)]))
         return HeadOutputs(self._with_tissue(semantic, upsample(tissue, 2)), nucleus, offsets)
 
     def _with_tissue(self, semantic: Tensor, tissue: Tensor) -> Tensor:
@@ -141,8 +144,9 @@ class TwoScaleNet(nn.Module):
         """
         with torch.no_grad():
             features = self.coarse_backbone(x)
-            seen = self.coarse_head.decode([features[i] for i in INSTANCE_BLOCKS])
+            seen = self.coarse_head.decode([features[i] for i in instance_blocks(self.coarse_backbone)])
             nucleus, offsets = self.coarse_head.at_pixels(seen)
         nucleus = nucleus.clamp(-_MOST_LOGIT, _MOST_LOGIT) / _LOGIT_UNIT
-        semantic = self.coarse_semantic_head(self.coarse_semantic_fpn([features[i] for i in SEMANTIC_BLOCKS]))
+        tissue = [features[i] for i in semantic_blocks(self.coarse_backbone)]
+        semantic = self.coarse_semantic_head(self.coarse_semantic_fpn(tissue))
         return seen, torch.cat([nucleus, offsets / _OFFSET_UNIT_PX], 1), semantic
