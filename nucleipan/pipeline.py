@@ -174,9 +174,11 @@ def _compute(job: TileJob, tiles: Sequence[Tile], view: SlideView, are_last: boo
         return item["tile"]
 
     run = _in_turns if choose_device(job.device).type == "cpu" else _side_by_side
-    yield from run(len(tiles), dataset.__getitem__, compute, finish)
-    if are_last:
-        rest(network)
+    try:
+        yield from run(len(tiles), dataset.__getitem__, compute, finish)
+    finally:
+        if are_last:
+            rest(network)
 
 
 def _side_by_side(

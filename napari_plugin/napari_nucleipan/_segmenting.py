@@ -116,7 +116,7 @@ def segment(request: Request, report: Report) -> SegmentResult | Stopped | Refus
             job.folder, job.context, job.model.info.classes, [t for t in job.context.grid if t not in missing]
         )
         report.begun(live)
-        for tile in compute_tiles(job, tiles):
+        for tile in compute_tiles(job, tiles, are_last=True):
             live.add(tile)
             yield tile
 
