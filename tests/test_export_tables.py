@@ -287,8 +287,9 @@ def test_h5ad_has_every_number_of_the_table(store: PanopticStore, tmp_path: Path
     for k, name in enumerate(nuclei.var_names):
         np.testing.assert_array_equal(nuclei.X[:, k], expected[name].to_numpy().astype(np.float32), name)
     assert nuclei.obs_names.tolist() == [str(i) for i in expected["id"].to_pylist()]
-    for name in ("id", "class_id", "class", "tissue_id", "tissue"):
+    for name in ("id", "class_id", "class", "tissue_id", "tissue", "is_completed"):
         assert nuclei.obs[name].tolist() == expected[name].to_pylist()
+    assert nuclei.obs["is_completed"].dtype == bool
     assert nuclei.obsm["spatial"].dtype == np.float64
     np.testing.assert_array_equal(nuclei.obsm["spatial"][:, 0], expected["centroid_x"].to_numpy())
     np.testing.assert_array_equal(nuclei.obsm["spatial"][:, 1], expected["centroid_y"].to_numpy())

@@ -3,7 +3,8 @@
 ::
 
     X                float32[nuclei, measurements], every number of the table; NaN where one is missing
-    obs              id, class_id, class, tissue_id, tissue; the rows are named by their ids
+    obs              id, class_id, class, tissue_id, tissue, and what is true or false of a nucleus (is_completed); the
+                     rows are named by their ids
     var              the rows are named like the table's columns
     obsm["spatial"]  float64[nuclei, 2], centroids in level-0 slide pixels, x first
     uns              class_colors, tissue_colors, in the order of the categories; nucleipan, JSON text of where the
@@ -62,7 +63,8 @@ def nuclei_anndata(store: PanopticStore, roi: Box | None = None) -> anndata.AnnD
         StoreError: a nucleus has a class that the store does not know.
     """
     columns = _measurements(store.nuclei_schema())
-    read = [*_KEYS, *_CENTROID, *columns]
+    flags = [field.name for field in store.nuclei_schema() if pa.types.is_boolean(field.type)]
+    read = [*_KEYS, *_CENTROID, *columns, *flags]
     tables = [store.nuclei_schema(read).empty_table(), *nuclei_in(store, roi, read)]
     ids, class_ids, tissue_ids = (np.concatenate([table[key].to_numpy() for table in tables]) for key in _KEYS)
     things, tissues = store.classes.things, (_VOID, *store.classes.stuff)
@@ -73,6 +75,7 @@ def nuclei_anndata(store: PanopticStore, roi: Box | None = None) -> anndata.AnnD
             "class": _categories(class_ids, things, store),
             "tissue_id": tissue_ids,
             "tissue": _categories(tissue_ids, tissues, store),
+            **{name: np.concatenate([table[name].to_numpy() for table in tables]).astype(bool) for name in flags},
         },
         index=pd.Index(ids.astype(str), dtype=object),
     )
