@@ -51,10 +51,10 @@ class LiteBackbone(nn.Module):
         depths, widths = _SIZES[variant]
         self.channels = tuple(c for depth, c in zip(depths, widths, strict=True) for _ in range(depth))
         self.last_of_stage = tuple(n - 1 for n in accumulate(depths))
-        inputs = (_STEM_CHANNELS, *widths)
+        inputs = (_STEM_CHANNELS, *widths[:-1])
         blocks = [
             f"r{depth}_k{kernel}_s{stride}{stride}_e{expansion}_i{c_in}_o{c_out}"
-            for depth, (kernel, stride, expansion), c_in, c_out in zip(depths, _STAGES, inputs, widths, strict=False)
+            for depth, (kernel, stride, expansion), c_in, c_out in zip(depths, _STAGES, inputs, widths, strict=True)
         ]
         net = EfficientNet(blocks, num_classes=1, drop_connect_rate=drop_connect)
         self.stem = nn.Sequential(net._conv_stem_padding, net._conv_stem, net._bn0, nn.ReLU6(inplace=True))

@@ -69,9 +69,7 @@ class PanopticNetConfig(BaseModel):
     head: Literal["centre-voting"] = Field(
         "centre-voting", description="the instance head, which tells the networks apart"
     )
-    backbone: Variant = Field(
-        "lite0", description="of EfficientNet; lite1 and lite2 are larger, and began no shipped model"
-    )
+    backbone: Variant = Field("lite0", description="which EfficientNet; lite1 and lite2 are larger and slower")
     instance_channels: tuple[Width, Width, Width, Width] = Field(
         (40, 64, 96, 128), description="of the instance head at strides 2, 4, 8, 16"
     )
