@@ -137,7 +137,7 @@ def stages(args: argparse.Namespace) -> None:
     print("               whole run       " + " ".join(f"{s:6.2f}" for s in whole_run["total_s"]))
     print(f"best total / best network alone     {min(whole_run['total_s']) / min(alone):9.2f}")
     print(f"decode + stitch + write, of all CPU {rest / whole_run['cpu']['total']:9.1%}")
-    print(f"peak memory                         {whole_run['peak_gb']:9.2f} GB")
+    print(f"peak memory                         {whole_run['peak_gib']:9.2f} GiB")
 
 
 @contextmanager
@@ -210,7 +210,7 @@ def _run(slide: Path, model_name: str, tile: int, backend: str, repeats: int) ->
             "total_s": total_s,
             "wall": clock.wall,
             "cpu": clock.cpu,
-            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "n_nuclei": store.n_nuclei,
             "mm2": store.shape[0] * store.shape[1] * store.mpp**2 / 1e6,
         }
@@ -247,7 +247,7 @@ def scaling(args: argparse.Namespace) -> None:
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("mm2", lambda r: f"{r['mm2']:.1f}"),
         ("nuclei", lambda r: f"{r['n_nuclei']:,}"),
-        ("peak memory, GB", lambda r: f"{r['peak_gb']:.2f}"),
+        ("peak memory, GiB", lambda r: f"{r['peak_gib']:.2f}"),
         ("s / mm2", lambda r: f"{r['wall']['total'] / r['mm2']:.3f}"),
         *((f"{n}, s", partial(lambda r, n: f"{r['wall'].get(n, 0):.1f}", n=n)) for n in names),
         *((f"{n}, ms / mm2", partial(lambda r, n: f"{1e3 * r['wall'].get(n, 0) / r['mm2']:.1f}", n=n)) for n in names),
