@@ -7,8 +7,9 @@ The semantic head's two-way pyramid spans strides 4 to 32: tissue is told by its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +26,8 @@ INSTANCE_REACH_PX: dict[Variant, int] = {"lite0": 128, "lite1": 160, "lite2": 16
 #: Of RGB in [0, 1], what the backbone's first weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ class PanopticNet(nn.Module):
     def forward(self, x: Tensor) -> HeadOutputs:
         check_size(x)
         features = self.backbone((x - self.mean) / self.std)
-        nucleus, offsets = self.instance_head([features[i] for i in instance_blocks(self.backbone)])
-        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in semantic_blocks(self.backbone)]))
+        nucleus, offsets = self.instance_head(instance_levels(self.backbone, features))
+        semantic = self.semantic_head(self.semantic_fpn(semantic_levels(self.backbone, features)))
         return HeadOutputs(semantic, nucleus, offsets)
 
     @property
@@ -125,27 +128,27 @@ class PanopticNet(nn.Module):
         return INSTANCE_REACH_PX[self.backbone.variant]
 
 
-def instance_blocks(backbone: LiteBackbone) -> tuple[int, int, int, int]:
-    """Blocks that feed the instance head, at strides 2, 4, 8 and 16.
+def instance_levels(backbone: LiteBackbone, of_blocks: Sequence[_T]) -> list[_T]:
+    """Of what there is for each block, what is the instance head's, at strides 2, 4, 8 and 16.
 
-    The coarsest is the first of the fifth stage: without it too little of the backbone is left to tell touching nuclei
-    apart, further blocks reach far.
+    The coarsest is the first block of the fifth stage: without it too little of the backbone is left to tell touching
+    nuclei apart, further blocks reach far.
     """
     stride2, stride4, stride8, stride16, *_ = backbone.last_of_stage
-    return stride2, stride4, stride8, stride16 + 1
+    return [of_blocks[i] for i in (stride2, stride4, stride8, stride16 + 1)]
 
 
-def semantic_blocks(backbone: LiteBackbone) -> tuple[int, int, int, int]:
-    """Blocks that feed the semantic head, at strides 4, 8, 16 and 32."""
+def semantic_levels(backbone: LiteBackbone, of_blocks: Sequence[_T]) -> list[_T]:
+    """Of what there is for each block, what is the semantic head's, at strides 4, 8, 16 and 32."""
     _, stride4, stride8, _, stride16, _, stride32 = backbone.last_of_stage
-    return stride4, stride8, stride16, stride32
+    return [of_blocks[i] for i in (stride4, stride8, stride16, stride32)]
 
 
 def build_panoptic_net(config: PanopticNetConfig, n_classes: int) -> PanopticNet:
     """A PanopticNet with fresh weights."""
     backbone = LiteBackbone(config.backbone, config.drop_connect)
-    instance_in = [backbone.channels[i] for i in instance_blocks(backbone)]
-    semantic_in = [backbone.channels[i] for i in semantic_blocks(backbone)]
+    instance_in = instance_levels(backbone, backbone.channels)
+    semantic_in = semantic_levels(backbone, backbone.channels)
     return PanopticNet(
         backbone=backbone,
         semantic_fpn=TwoWayFpn(semantic_in, config.semantic_channels),

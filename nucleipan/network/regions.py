@@ -25,7 +25,7 @@ from nucleipan.network.boxes import Rois
 from nucleipan.network.fpn import TwoWayFpn
 from nucleipan.network.heads import SemanticHead
 from nucleipan.network.mask_rcnn import BoxHead, Detections, InstanceConfig, MaskHead, detect
-from nucleipan.network.model import IMAGENET_MEAN, IMAGENET_STD, Dilation, Width, check_size, semantic_blocks
+from nucleipan.network.model import IMAGENET_MEAN, IMAGENET_STD, Dilation, Width, check_size, semantic_levels
 from nucleipan.network.proposals import ProposalConfig, ProposalHead, ProposalMaps, propose
 from nucleipan.network.roi import pyramid_align
 
@@ -126,7 +126,7 @@ class RegionNet(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = LiteBackbone(drop_connect=config.drop_connect)
-        self.fpn = TwoWayFpn([self.backbone.channels[i] for i in semantic_blocks(self.backbone)], config.channels)
+        self.fpn = TwoWayFpn(semantic_levels(self.backbone, self.backbone.channels), config.channels)
         self.proposals = ProposalHead(config.channels, _STRIDES, config.proposals)
         self.box_head = BoxHead(config.channels, n_things, config.instances)
         self.mask_head = MaskHead(config.channels, n_things, config.instances)
@@ -146,7 +146,7 @@ class RegionNet(nn.Module):
     def pyramid(self, x: Tensor) -> Pyramid:
         check_size(x)
         features = self.backbone((x - self.mean) / self.std)
-        levels = self.fpn([features[i] for i in semantic_blocks(self.backbone)])
+        levels = self.fpn(semantic_levels(self.backbone, features))
         maps = self.proposals(levels)
         tissue, regions = self.attention.levels(levels, maps.hidden)
         return Pyramid(tissue, regions, maps, (x.shape[2], x.shape[3]))

@@ -38,8 +38,8 @@ from nucleipan.network.model import (
     PanopticNetConfig,
     build_panoptic_net,
     check_size,
-    instance_blocks,
-    semantic_blocks,
+    instance_levels,
+    semantic_levels,
 )
 
 # Answers of the coarse head are brought to about one before they are inputs.
@@ -80,7 +80,7 @@ class TwoScaleNet(nn.Module):
         self.coarse_head = coarse.instance_head
         self.coarse_semantic_fpn = coarse.semantic_fpn
         self.coarse_semantic_head = coarse.semantic_head
-        stride2, stride4, *deeper = (self.backbone.channels[i] for i in instance_blocks(self.backbone))
+        stride2, stride4, *deeper = instance_levels(self.backbone, self.backbone.channels)
         told = stride2 + _ANSWERS, stride4 + config.coarse.instance_channels[0]
         self.instance_head = InstanceHead([*told, *deeper], config.fine.instance_channels)
         self.register_buffer("mean", fine.mean)
@@ -122,10 +122,10 @@ class TwoScaleNet(nn.Module):
         x = (x - self.mean) / self.std
         seen, answers, tissue = self._from_afar(F.avg_pool2d(x, 2))
         features = self.backbone(x)
-        stride2, stride4, *deeper = (features[i] for i in instance_blocks(self.backbone))
+        stride2, stride4, *deeper = instance_levels(self.backbone, features)
         told = torch.cat([stride2, answers], 1), torch.cat([stride4, seen], 1)
         nucleus, offsets = self.instance_head([*told, *deeper])
-        semantic = self.semantic_head(self.semantic_fpn([features[i] for i in semantic_blocks(self.backbone)]))
+        semantic = self.semantic_head(self.semantic_fpn(semantic_levels(self.backbone, features)))
         return HeadOutputs(self._with_tissue(semantic, upsample(tissue, 2)), nucleus, offsets)
 
     def _with_tissue(self, semantic: Tensor, tissue: Tensor) -> Tensor:
@@ -144,9 +144,9 @@ class TwoScaleNet(nn.Module):
         """
         with torch.no_grad():
             features = self.coarse_backbone(x)
-            seen = self.coarse_head.decode([features[i] for i in instance_blocks(self.coarse_backbone)])
+            seen = self.coarse_head.decode(instance_levels(self.coarse_backbone, features))
             nucleus, offsets = self.coarse_head.at_pixels(seen)
         nucleus = nucleus.clamp(-_MOST_LOGIT, _MOST_LOGIT) / _LOGIT_UNIT
-        tissue = [features[i] for i in semantic_blocks(self.coarse_backbone)]
+        tissue = semantic_levels(self.coarse_backbone, features)
         semantic = self.coarse_semantic_head(self.coarse_semantic_fpn(tissue))
         return seen, torch.cat([nucleus, offsets / _OFFSET_UNIT_PX], 1), semantic
