@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from nucleipan import metrics
 from nucleipan.errors import DataError
-from nucleipan.metrics import Overlaps, PanopticMap, PanopticQuality
+from nucleipan.metrics import Mistakes, Overlaps, PanopticMap, PanopticQuality
 
 # The package gives the function this module's name.
 overlaps_module = importlib.import_module("nucleipan.metrics.overlaps")
@@ -52,6 +52,31 @@ def literal_quality(pred: np.ndarray, true: np.ndarray) -> PanopticQuality:
     ious = [iou(pred == p, true == t) for t in ids_of(true) for p in ids_of(pred)]
     hits = [v for v in ious if v > 0.5]
     return PanopticQuality(len(hits), len(ids_of(pred)) - len(hits), len(ids_of(true)) - len(hits), sum(hits))
+
+
+def literal_mistakes(pred: np.ndarray, true: np.ndarray) -> Mistakes:
+    """The definitions one after the other, mask by mask."""
+    trues, preds = [true == t for t in ids_of(true)], [pred == p for p in ids_of(pred)]
+
+    def is_mostly_in(a: np.ndarray, b: np.ndarray) -> bool:
+        return 2 * (a & b).sum() > a.sum()
+
+    counts = dict.fromkeys(("merged", "split", "missed", "misshapen", "extra"), 0)
+    for t in trues:
+        if any(iou(t, p) > 0.5 for p in preds):
+            continue
+        around = [p for p in preds if is_mostly_in(t, p)]
+        if around and sum(is_mostly_in(other, around[0]) for other in trues) > 1:
+            counts["merged"] += 1
+        elif sum(is_mostly_in(p, t) for p in preds) > 1:
+            counts["split"] += 1
+        elif not is_mostly_in(t, pred > 0):
+            counts["missed"] += 1
+        else:
+            counts["misshapen"] += 1
+    unmatched = [p for p in preds if not any(iou(t, p) > 0.5 for t in trues)]
+    counts["extra"] = sum(is_mostly_in(p, true == 0) for p in unmatched)
+    return Mistakes(**counts)
 
 
 def literal_aji(pred: np.ndarray, true: np.ndarray) -> float:
@@ -348,3 +373,50 @@ def test_a_pixel_of_a_kind_of_nucleus_without_a_nucleus_is_void() -> None:
         tissue, nuclei = metrics.panoptic_qualities(pred, true, n_classes=2, thing_ids=[2])
         assert tissue.pq == pq
         assert nuclei.pq != nuclei.pq, "no nucleus is there, and none was found"
+
+
+def boxes(*corners: tuple[int, int, int, int]) -> np.ndarray:
+    """int32[20, 40], a nucleus for every (y0, y1, x0, x1)."""
+    plane = np.zeros((20, 40), np.int32)
+    for i, (y0, y1, x0, x1) in enumerate(corners, start=1):
+        plane[y0:y1, x0:x1] = i
+    return plane
+
+
+@pytest.mark.parametrize(
+    ("pred", "true", "expected"),
+    [
+        (boxes((0, 10, 0, 10)), boxes((0, 10, 0, 10)), Mistakes()),
+        (boxes((0, 10, 0, 20)), boxes((0, 10, 0, 10), (0, 10, 10, 20)), Mistakes(merged=2)),
+        # The larger one is matched all the same.
+        (boxes((0, 10, 0, 20)), boxes((0, 10, 0, 16), (0, 10, 16, 20)), Mistakes(merged=1)),
+        (boxes((0, 10, 0, 10), (0, 10, 10, 20)), boxes((0, 10, 0, 20)), Mistakes(split=1)),
+        (boxes((0, 10, 0, 5)), boxes((0, 10, 0, 10)), Mistakes(missed=1)),
+        (boxes((0, 10, 0, 10)), boxes((0, 10, 0, 5)), Mistakes(misshapen=1)),
+        (boxes((0, 10, 0, 10)), boxes(), Mistakes(extra=1)),
+        (boxes((0, 10, 0, 10)), boxes((0, 10, 20, 30)), Mistakes(missed=1, extra=1)),
+        (boxes(), boxes((0, 10, 20, 30)), Mistakes(missed=1)),
+        (boxes(), boxes(), Mistakes()),
+    ],
+)
+def test_mistakes_by_name(pred: np.ndarray, true: np.ndarray, expected: Mistakes) -> None:
+    assert metrics.mistakes(metrics.overlaps(pred, true)) == expected
+
+
+@quick
+@given(pairs_of_maps)
+def test_mistakes_equal_their_definitions(maps: tuple[np.ndarray, np.ndarray]) -> None:
+    pred, true = maps
+    table = metrics.overlaps(pred, true)
+    found = metrics.mistakes(table)
+    assert found == literal_mistakes(pred, true)
+    assert found.merged + found.split + found.missed + found.misshapen == metrics.instance_quality(table).fn
+    assert found.extra <= metrics.instance_quality(table).fp
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mistakes_of_discs_equal_their_definitions(seed: int) -> None:
+    pred, true = nuclei(seed, 60)
+    found = metrics.mistakes(metrics.overlaps(pred, true))
+    assert found == literal_mistakes(pred, true)
+    assert min(found.merged, found.missed, found.misshapen, found.extra) > 0

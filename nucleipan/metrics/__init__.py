@@ -13,6 +13,7 @@ from nucleipan.metrics.detection import (
 )
 from nucleipan.metrics.evaluation import Evaluation, ImageScores, NucleusScores
 from nucleipan.metrics.jaccard import aji, aji_plus, dice
+from nucleipan.metrics.mistakes import Mistakes, mistakes
 from nucleipan.metrics.overlaps import Overlaps, Segments, overlaps
 from nucleipan.metrics.quality import (
     PanopticMap,
@@ -36,6 +37,7 @@ __all__ = [
     "Evaluation",
     "ImagePair",
     "ImageScores",
+    "Mistakes",
     "NucleusScores",
     "Overlaps",
     "PanopticMap",
@@ -54,6 +56,7 @@ __all__ = [
     "mean_pq",
     "mean_pq_of_present",
     "mean_qualities",
+    "mistakes",
     "overlaps",
     "pair_centroids",
     "pair_centroids_globally",

@@ -9,14 +9,15 @@ find and nothing found) is nan, is left out of means and becomes null in JSON.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
 from nucleipan.metrics.detection import ClassificationCounts, DetectionCounts
+from nucleipan.metrics.mistakes import Mistakes
 from nucleipan.metrics.quality import PanopticQuality, mean_of_known, mean_pq, mean_pq_of_present, mean_qualities, pool
-from nucleipan.metrics.report import as_table, class_rows, quality_row, tissue_rows, without_nan
+from nucleipan.metrics.report import as_table, class_rows, mistake_rows, quality_row, tissue_rows, without_nan
 from nucleipan.metrics.tissue import PixelConfusion
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class NucleusScores:
     aji_plus: float
     dice: float
     detection: DetectionCounts
+    mistakes: Mistakes
     class_qualities: tuple[PanopticQuality, ...] = ()
     classification: tuple[ClassificationCounts, ...] = ()
 
@@ -120,6 +122,10 @@ class Evaluation:
         return sum((n.detection for n in self._nuclei), start=DetectionCounts())
 
     @property
+    def pooled_mistakes(self) -> Mistakes:
+        return sum((n.mistakes for n in self._nuclei), start=Mistakes())
+
+    @property
     def class_qualities(self) -> tuple[PanopticQuality, ...]:
         """PQ per nucleus class, counts pooled over images; empty without classes."""
         return _pool_columns([n.class_qualities for n in self._nuclei if n.class_qualities])
@@ -175,6 +181,7 @@ class Evaluation:
         """A document for ``json.dump``; nan is None."""
         document = {
             "summary": self.summary(),
+            "mistakes": mistake_rows(self.pooled_mistakes, self.pooled_quality) if self._nuclei else {},
             "classes": class_rows(self.classes, self.class_qualities, self.classification),
             "tissues": tissue_rows(self.tissues, self.tissue),
             "panoptic": _panoptic_rows(self),
@@ -192,6 +199,7 @@ class Evaluation:
         document = self.to_json()
         if self._nuclei:
             console.print(_image_table(self))
+            console.print(as_table("nuclei without a match, pooled", "why", document["mistakes"]))
         if self.class_qualities:
             console.print(as_table("nucleus classes, pooled", "class", document["classes"]))
         if self.tissue is not None:
@@ -253,6 +261,7 @@ def _image_row(evaluation: Evaluation, image: ImageScores) -> dict[str, Any]:
         row["organ"] = image.organ
     if image.nuclei is not None:
         row |= _nucleus_row(image.nuclei)
+        row["mistakes"] = asdict(image.nuclei.mistakes)
         row["classes"] = class_rows(evaluation.classes, image.nuclei.class_qualities, image.nuclei.classification)
     if image.tissue is not None:
         row["tissue accuracy"] = image.tissue.accuracy

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nucleipan.metrics.detection import ClassificationCounts
+from nucleipan.metrics.mistakes import Mistakes
 from nucleipan.metrics.quality import PanopticQuality
 from nucleipan.metrics.tissue import PixelConfusion
 
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 
 def quality_row(q: PanopticQuality) -> dict[str, float]:
     return {"PQ": q.pq, "SQ": q.sq, "RQ": q.rq, "TP": q.tp, "FP": q.fp, "FN": q.fn}
+
+
+def mistake_rows(mistakes: Mistakes, quality: PanopticQuality) -> dict[str, dict[str, float]]:
+    """By what went wrong: how many nuclei, and in relation to all of the truth."""
+    n_true = quality.n_true or float("nan")
+    return {name: {"nuclei": n, "of the truth": n / n_true} for name, n in asdict(mistakes).items()}
 
 
 def class_rows(

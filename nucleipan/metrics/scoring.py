@@ -6,6 +6,7 @@ One image is an ``ImagePair``; pairs are consumed one at a time, so a generator 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from nucleipan.metrics.detection import (
 )
 from nucleipan.metrics.evaluation import Evaluation, ImageScores, NucleusScores
 from nucleipan.metrics.jaccard import aji, aji_plus, dice
+from nucleipan.metrics.mistakes import mistakes
 from nucleipan.metrics.overlaps import Segments, overlaps, row_blocks
 from nucleipan.metrics.quality import (
     PanopticMap,
@@ -111,13 +113,14 @@ def _score_nuclei(pair: ImagePair, n_classes: int, pair_nuclei: PairCentroids) -
         aji_plus=aji_plus(table),
         dice=dice(table),
         detection=detection_counts(pairs),
+        mistakes=mistakes(table),
     )
     if n_classes == 0 or pair.pred_classes is None or pair.true_classes is None:
         return scores
     pred_of = _classes_of(table.pred, pair.pred_classes, n_classes)
     true_of = _classes_of(table.true, pair.true_classes, n_classes)
-    return NucleusScores(
-        *(scores.quality, scores.aji, scores.aji_plus, scores.dice, scores.detection),
+    return replace(
+        scores,
         class_qualities=class_qualities(table, pred_of, true_of, n_classes),
         classification=classification_counts(pairs, pred_of, true_of, n_classes),
     )
