@@ -16,6 +16,9 @@ import numpy as np
 from nucleipan.measure.stains import STAIN_VECTORS
 from nucleipan.store import PanopticStore
 
+#: What a store's quality calls tissue that cannot be judged, in words.
+UNUSABLE_IN_WORDS = {"out_of_focus": "out of focus", "folded": "folded", "pen": "under pen"}
+
 _OWN_MODELS = "nucleipan-"
 _FEW = 20  # nuclei, whose median says nothing
 # Fat, which has fewest nuclei, has more than this; less tissue may be a crumb.
@@ -56,8 +59,7 @@ def notes_of(store: PanopticStore) -> list[str]:
 
 
 def _unusable(quality: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
-    kinds = {"out_of_focus": "out of focus", "folded": "folded", "pen": "under pen"}
-    shares = ((quality.get(kind, 0.0), what) for kind, what in kinds.items())
+    shares = ((quality.get(kind, 0.0), what) for kind, what in UNUSABLE_IN_WORDS.items())
     said = [f"{100 * share:.1f} % of its tissue {what}" for share, what in shares if _is_share(share)]
     if said:
         yield f"has {' and '.join(said)}, {'segmented' if config.get('all_tissue') else 'void'} in the result"

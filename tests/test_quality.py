@@ -20,10 +20,10 @@ from torch import Tensor
 from nucleipan.geometry import Box
 from nucleipan.network.model import HeadOutputs
 from nucleipan.panoptic import PanopticTile
-from nucleipan.plausible import AREA_RANGE_UM2, STAIN_RANGES, notes_of, stain_of
+from nucleipan.plausible import AREA_RANGE_UM2, STAIN_RANGES, UNUSABLE_IN_WORDS, notes_of, stain_of
 from nucleipan.segment import SegmentOptions, segment_slide
 from nucleipan.slide import ArraySlide, QualityMap, at_mpp, open_slide, quality_map, tissue_mask
-from nucleipan.slide.quality import FOLDED, GLASS, OUT_OF_FOCUS, PEN, USABLE
+from nucleipan.slide.quality import FOLDED, GLASS, OUT_OF_FOCUS, PEN, UNUSABLE, USABLE
 from nucleipan.store import PanopticStore
 from nucleipan.synthetic import SyntheticScene
 from nucleipan.tiles import TileGrid
@@ -233,6 +233,10 @@ def test_what_is_void_is_said(cli: Cli, tissue: np.ndarray, tmp_path: Path) -> N
     assert f"The slide {found['notes'][0]}." in (tmp_path / "page.html").read_text()
     other = cli("segment", slides[1], "--out", tmp_path / "out", "--model", weights, "--device", "cpu", "--all-tissue")
     assert (other.code, "config.all_tissue: True here, False there" in other.stderr) == (1, True)
+
+
+def test_all_that_is_void_has_words() -> None:
+    assert UNUSABLE_IN_WORDS.keys() == UNUSABLE.keys()
 
 
 def test_unlikely_stains_and_sizes_are_said(marked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from nucleipan import __version__
 from nucleipan.classes import PanopticClass
-from nucleipan.plausible import notes_of
+from nucleipan.plausible import UNUSABLE_IN_WORDS, notes_of
 from nucleipan.report.distributions import Distribution
 from nucleipan.report.frame import Frame
 from nucleipan.report.tally import Tally
@@ -168,9 +168,8 @@ def _plane_use(step: int) -> str:
 
 
 def _judged(found: dict[str, Any]) -> list[tuple[str, str]]:
-    meanings = {"out_of_focus": "Out of focus", "folded": "Folded", "pen": "Under pen"}
-    shares = [(text, found[key]) for key, text in meanings.items() if isinstance(found.get(key), float)]
-    return [(text, f"{100 * share:.2f} % of the tissue") for text, share in shares]
+    shares = [(text, found[key]) for key, text in UNUSABLE_IN_WORDS.items() if isinstance(found.get(key), float)]
+    return [(text.capitalize(), f"{100 * share:.2f} % of the tissue") for text, share in shares]
 
 
 def _stitching(found: dict[str, Any]) -> list[tuple[str, str]]:
