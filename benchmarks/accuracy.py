@@ -149,9 +149,10 @@ def _model_card_tables(summary: dict[str, Any]) -> str:
     rows = [[name, s["images"], *(s["summary"][c] for c in columns)] for name, s in nuclei.items()]
     text = _markdown(["set", "images", *columns[:-1], "F1 of detection"], rows)
     kinds = nuclei.get("consep_train", {}).get("classes", {})
-    text += _markdown(
-        ["kind", "F1", "PQ", "nuclei"], [[name, c["Fc"], c["PQ"], c["TP"] + c["FN"]] for name, c in kinds.items()]
-    )
+    if any(c["TP"] for c in kinds.values()):  # a model may know nuclei without kinds
+        text += _markdown(
+            ["kind", "F1", "PQ", "nuclei"], [[name, c["Fc"], c["PQ"], c["TP"] + c["FN"]] for name, c in kinds.items()]
+        )
     rows = [
         [
             name,

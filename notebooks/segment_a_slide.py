@@ -37,9 +37,9 @@ print(f"{slide.levels[0].shape} pixels of {slide.mpp} µm")
 # %% [markdown]
 # ## Segment it
 #
-# Two models come with the package, one for slides scanned at 40x and one for 20x; the slide's pixel size says which
-# one fits. What comes out is a folder, the *store*. Run the cell again and the finished store is opened; had the run
-# been interrupted, it would go on where it was.
+# Between two of the models that come with the package, one for slides scanned at 40x and one for 20x, the slide's pixel
+# size chooses. What comes out is a folder, the *store*. Run the cell again and the finished store is opened; had
+# the run been interrupted, it would go on where it was.
 
 # %%
 model = load_model(model_for(slide.mpp))

@@ -150,8 +150,8 @@ def _color(value: Any) -> tuple[int, int, int]:
     return r, g, b
 
 
-#: The shipped models' classes. Thing colours follow QuPath's habits (tumour red, immune purple, stroma green);
-#: stuff colours are paler so that nuclei stand out on tissue.
+#: The classes of nucleipan-accurate and nucleipan-fast. Thing colours follow QuPath's habits (tumour red, immune
+#: purple, stroma green); stuff colours are paler so that nuclei stand out on tissue.
 DEFAULT_CLASSES = PanopticClasses(
     (
         PanopticClass(1, "neoplastic", True, (220, 30, 40)),

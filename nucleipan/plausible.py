@@ -2,8 +2,9 @@
 
 Models are sure of themselves on slides unlike any they have seen. A few numbers tell such slides, whatever the model
 thinks: how much of the tissue cannot be judged, how it is stained, and how large and how many its nuclei are, which
-betrays a wrong pixel size. Limits are those of the training images of the models that come with nucleipan, and apply to
-those models only (``benchmarks/plausibility.py`` measures them).
+betrays a wrong pixel size. Limits are those of the training images of nucleipan-accurate and nucleipan-fast
+(``benchmarks/plausibility.py`` measures them); they apply to the models that come with nucleipan only, of which
+nucleipan-open learnt from some of these images.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _stain(density: Any) -> Iterator[str]:
         least, most, unit = STAIN_RANGES[name]
         if not least <= found <= most:
             yield (
-                f"is stained unlike the images the model learnt from: {name} {found:.3g} ({unit}), there "
+                f"is stained unlike the images that nucleipan's models learnt from: {name} {found:.3g} ({unit}), there "
                 f"{least:.3g} to {most:.3g}; check the result"
             )
 

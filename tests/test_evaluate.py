@@ -235,8 +235,8 @@ def test_json_and_tables(tmp_path: Path) -> None:
     assert document["summary"]["PQ"] == 1.0
     assert [i["PQ"] for i in document["images"]] == [1.0, 1.0, None]
     assert document["classes"]["inflammatory"]["TP"] == 16
-    assert document["mistakes"]["merged"] == {"nuclei": 0, "of the truth": 0.0}
-    assert document["images"][0]["mistakes"] == {"merged": 0, "split": 0, "missed": 0, "misshapen": 0, "extra": 0}
+    assert document["mistakes"]["merged"] == {"count": 0, "per true nucleus": 0.0}
+    assert [i["mistakes"]["missed"]["count"] for i in document["images"]] == [0, 0, 0]
     console = Console(file=io.StringIO(), width=200)
     evaluation.print_table(console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]

@@ -17,7 +17,17 @@ from nucleipan.synthetic import SyntheticScene, write_slide
 
 def test_the_default_model_is_embedded():
     assert DEFAULT_MODEL in embedded_models()
+    assert {model_for(mpp) for mpp in (0.1, 10)} <= embedded_models().keys()
     assert all(path.stat().st_size < 20e6 for path in embedded_models().values())
+
+
+def test_every_embedded_model_has_a_card_that_the_documentation_shows():
+    docs = Path(__file__).parents[1] / "docs"
+    index = (docs / "index.md").read_text()
+    for name, path in embedded_models().items():
+        assert path.with_suffix(".md").read_text().startswith(f"# Model card: {name}\n")
+        assert f"models/{name}\n" in index
+        assert f"{name}.md" in (docs / "models" / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,10 @@ class SegmentForm(QWidget):
         self.out_button = _browse_button("Choose a folder.", self._choose_out)
 
     def _make_how(self) -> None:
-        self.model = combo("“automatic” takes the model that fits the slide's pixel size.")
+        self.model = combo(
+            "“automatic” takes the model that fits the slide's pixel size. “nucleipan-open” may be used commercially,\n"
+            "and finds nuclei without kinds, and no tissue."
+        )
         self.model.addItem("automatic", AUTO_MODEL)
         for name in embedded_models():
             self.model.addItem(name, name)

@@ -13,7 +13,7 @@ from nucleipan.metrics.detection import (
 )
 from nucleipan.metrics.evaluation import Evaluation, ImageScores, NucleusScores
 from nucleipan.metrics.jaccard import aji, aji_plus, dice
-from nucleipan.metrics.mistakes import Mistakes, mistakes
+from nucleipan.metrics.mistakes import Mistakes, count_mistakes
 from nucleipan.metrics.overlaps import Overlaps, Segments, overlaps
 from nucleipan.metrics.quality import (
     PanopticMap,
@@ -49,6 +49,7 @@ __all__ = [
     "aji_plus",
     "class_qualities",
     "classification_counts",
+    "count_mistakes",
     "detection_counts",
     "dice",
     "evaluate_pairs",
@@ -56,7 +57,6 @@ __all__ = [
     "mean_pq",
     "mean_pq_of_present",
     "mean_qualities",
-    "mistakes",
     "overlaps",
     "pair_centroids",
     "pair_centroids_globally",

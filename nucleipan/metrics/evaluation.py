@@ -9,7 +9,7 @@ find and nothing found) is nan, is left out of means and becomes null in JSON.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -195,11 +195,11 @@ class Evaluation:
         return without_nan(document)
 
     def print_table(self, console: Console) -> None:
-        """Images, classes, tissues and organs as tables, then the summary and the notes."""
+        """Images, mistakes, classes, tissues and organs as tables, then the summary and the notes."""
         document = self.to_json()
         if self._nuclei:
             console.print(_image_table(self))
-            console.print(as_table("nuclei without a match, pooled", "why", document["mistakes"]))
+            console.print(as_table("mistakes, pooled", "kind", document["mistakes"]))
         if self.class_qualities:
             console.print(as_table("nucleus classes, pooled", "class", document["classes"]))
         if self.tissue is not None:
@@ -261,7 +261,7 @@ def _image_row(evaluation: Evaluation, image: ImageScores) -> dict[str, Any]:
         row["organ"] = image.organ
     if image.nuclei is not None:
         row |= _nucleus_row(image.nuclei)
-        row["mistakes"] = asdict(image.nuclei.mistakes)
+        row["mistakes"] = mistake_rows(image.nuclei.mistakes, image.nuclei.quality)
         row["classes"] = class_rows(evaluation.classes, image.nuclei.class_qualities, image.nuclei.classification)
     if image.tissue is not None:
         row["tissue accuracy"] = image.tissue.accuracy

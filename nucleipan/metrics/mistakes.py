@@ -1,16 +1,17 @@
 """What became of the nuclei that PQ counts as not found, and of the predictions that match none.
 
-Two models of one PQ may fail differently: one runs crowded nuclei together, the other overlooks pale ones. Each calls
-for something else, so every true nucleus without a match is put down to one of four, the first that applies:
+Two models of one PQ may fail differently: one runs crowded nuclei together, the other overlooks pale ones. Every true
+nucleus without a match has one of four causes, the first that applies ("most" is more than half):
 
 - *merged*: most of it lies in a prediction that also holds most of another true nucleus;
-- *split*: two predictions or more lie mostly in it;
-- *missed*: no more than half of it is covered by predictions;
-- *misshapen*: it was found, but the outline does not fit.
+- *split*: predictions cover most of it, and two or more of them lie mostly in it;
+- *missed*: no prediction reaches an IoU of 0.1 with it;
+- *misshapen*: one does, but the outline does not fit.
 
-Of predictions without a match, those that lie mostly where there is no nucleus are *extra*; the others are the other
-side of the above. Merges, splits, missed and extra objects are told apart as by Caicedo et al. 2019
-(doi:10.1002/cyto.a.23863); "most" is more than half, so that a nucleus is mostly in one prediction at most.
+A prediction without a match is *extra* if it lies mostly where there is no nucleus and reaches an IoU of 0.1 with none;
+the others belong to nuclei of the first four kinds. Merges, splits, missed and extra objects are the errors of Caicedo
+et al. 2019 (doi:10.1002/cyto.a.23863), the lower threshold is that of TIDE (arXiv 2008.08115). In detail the rules are
+not theirs (Caicedo et al. count predictions, not nuclei, as merged), so that counts do not compare.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nucleipan.metrics.quality import matches
 
 @dataclass(frozen=True, slots=True)
 class Mistakes:
-    """Counts; ``+`` pools images. The first four add up to the false negatives of PQ."""
+    """Counts; ``+`` pools images. The first four are true nuclei and add up to the false negatives of PQ."""
 
     merged: int = 0
     split: int = 0
@@ -37,35 +38,38 @@ class Mistakes:
         return Mistakes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def mistakes(table: Overlaps) -> Mistakes:
-    """Why nuclei of the truth, and predictions, have no match with an IoU above 0.5."""
-    n, m, shared = len(table.true), len(table.pred), 2 * table.intersections
+def count_mistakes(table: Overlaps) -> Mistakes:
+    """Why true nuclei and predictions have no match with an IoU above 0.5. All comparisons are of integers."""
+    n, m, shared = len(table.true), len(table.pred), table.intersections
+    is_left, is_unmatched = np.ones(n, bool), np.ones(m, bool)
     matched = matches(table)
-    is_found, is_right = np.zeros(n, bool), np.zeros(m, bool)
-    is_found[table.pair_true[matched]], is_right[table.pair_pred[matched]] = True, True
+    is_left[table.pair_true[matched]], is_unmatched[table.pair_pred[matched]] = False, False
 
-    holds_most = shared > table.true.areas[table.pair_true]
+    holds_most = 2 * shared > table.true.areas[table.pair_true]
+    lies_in = 2 * shared > table.pred.areas[table.pair_pred]
+    is_near = 10 * shared >= table.unions
     n_held = np.bincount(table.pair_pred[holds_most], minlength=m)
-    is_merged = np.zeros(n, bool)
-    is_merged[table.pair_true[holds_most & (n_held[table.pair_pred] > 1)]] = True
-    lies_in = shared > table.pred.areas[table.pair_pred]
-    is_split = np.bincount(table.pair_true[lies_in], minlength=n) > 1
-    is_missed = 2 * _summed(table.intersections, table.pair_true, n) <= table.true.areas
-    on_nuclei = _summed(table.intersections, table.pair_pred, m)
 
-    is_merged &= ~is_found
-    is_split &= ~is_found & ~is_merged
-    is_missed &= ~is_found & ~is_merged & ~is_split
-    told = is_merged | is_split | is_missed
-    return Mistakes(
-        merged=int(is_merged.sum()),
-        split=int(is_split.sum()),
-        missed=int(is_missed.sum()),
-        misshapen=int((~is_found & ~told).sum()),
-        extra=int((~is_right & (2 * on_nuclei < table.pred.areas)).sum()),
-    )
+    counts = {}
+    for name, applies in (
+        ("merged", _any(holds_most & (n_held[table.pair_pred] > 1), table.pair_true, n)),
+        ("split", _is_covered(table, n) & (np.bincount(table.pair_true[lies_in], minlength=n) > 1)),
+        ("missed", ~_any(is_near, table.pair_true, n)),
+        ("misshapen", np.ones(n, bool)),
+    ):
+        counts[name] = int((is_left & applies).sum())
+        is_left &= ~applies
+    on_nuclei = np.bincount(table.pair_pred, weights=shared, minlength=m).astype(np.int64)
+    is_off = (2 * on_nuclei < table.pred.areas) & ~_any(is_near, table.pair_pred, m)
+    return Mistakes(**counts, extra=int((is_unmatched & is_off).sum()))
 
 
-def _summed(pixels: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:
-    """int64[n], ``pixels`` added up by ``of``."""
-    return np.bincount(of, weights=pixels, minlength=n).astype(np.int64)
+def _any(pairs: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:
+    """bool[n], those that a pair (bool[k]) is true of."""
+    return np.bincount(of[pairs], minlength=n) > 0
+
+
+def _is_covered(table: Overlaps, n: int) -> np.ndarray:
+    """bool[n], the true nuclei that predictions cover to more than half."""
+    covered = np.bincount(table.pair_true, weights=table.intersections, minlength=n).astype(np.int64)
+    return 2 * covered > table.true.areas

@@ -20,9 +20,9 @@ def quality_row(q: PanopticQuality) -> dict[str, float]:
 
 
 def mistake_rows(mistakes: Mistakes, quality: PanopticQuality) -> dict[str, dict[str, float]]:
-    """By what went wrong: how many nuclei, and in relation to all of the truth."""
+    """By kind of mistake: how many there are, and for each nucleus of the truth."""
     n_true = quality.n_true or float("nan")
-    return {name: {"nuclei": n, "of the truth": n / n_true} for name, n in asdict(mistakes).items()}
+    return {name: {"count": n, "per true nucleus": n / n_true} for name, n in asdict(mistakes).items()}
 
 
 def class_rows(

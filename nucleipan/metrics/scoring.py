@@ -22,7 +22,7 @@ from nucleipan.metrics.detection import (
 )
 from nucleipan.metrics.evaluation import Evaluation, ImageScores, NucleusScores
 from nucleipan.metrics.jaccard import aji, aji_plus, dice
-from nucleipan.metrics.mistakes import mistakes
+from nucleipan.metrics.mistakes import count_mistakes
 from nucleipan.metrics.overlaps import Segments, overlaps, row_blocks
 from nucleipan.metrics.quality import (
     PanopticMap,
@@ -113,7 +113,7 @@ def _score_nuclei(pair: ImagePair, n_classes: int, pair_nuclei: PairCentroids) -
         aji_plus=aji_plus(table),
         dice=dice(table),
         detection=detection_counts(pairs),
-        mistakes=mistakes(table),
+        mistakes=count_mistakes(table),
     )
     if n_classes == 0 or pair.pred_classes is None or pair.true_classes is None:
         return scores

@@ -31,6 +31,8 @@ from nucleipan.network.quantize import Measured, Quantization
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "nucleipan-fast"
+# Those of the embedded models that a slide's pixel size chooses between; the others are taken by name alone.
+_CHOSEN_BY_SCALE = ("nucleipan-accurate", DEFAULT_MODEL)
 # A slide this much coarser than a model's grid still goes to that model, a little enlarged.
 _MAX_ENLARGEMENT = 1.26
 _EMBEDDED = Path(__file__).parent.parent / "weights"
@@ -95,15 +97,16 @@ def model_for(mpp: float) -> str:
     """Name of the embedded model for slides of ``mpp`` micrometres per pixel.
 
     The finest that such a slide feeds without being enlarged, or by a quarter at most; else the coarsest there is.
+    The choice is between nucleipan-accurate and nucleipan-fast; others, such as nucleipan-open, are taken by name.
     """
-    by_mpp = sorted((read_model_info(path).mpp, name) for name, path in embedded_models().items())
+    by_mpp = sorted((read_model_info(name).mpp, name) for name in _CHOSEN_BY_SCALE)
     return next((name for model_mpp, name in by_mpp if mpp <= _MAX_ENLARGEMENT * model_mpp), by_mpp[-1][1])
 
 
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     """An embedded model by name, or any weights file (safetensors) by path, with its network on the CPU.
 
-    Nothing is downloaded and nothing unpickled. Without a name it is the model for 0.5 micrometres per pixel.
+    Nothing is downloaded and nothing unpickled. Without a name it is ``DEFAULT_MODEL``.
 
     Raises:
         ModelError: no such model; or the file is damaged, not ours, newer than this version, or its tensors are
