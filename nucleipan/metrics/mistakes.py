@@ -49,27 +49,21 @@ def count_mistakes(table: Overlaps) -> Mistakes:
     lies_in = 2 * shared > table.pred.areas[table.pair_pred]
     is_near = 10 * shared >= table.unions
     n_held = np.bincount(table.pair_pred[holds_most], minlength=m)
+    is_covered = 2 * table.covered_true > table.true.areas
 
     counts = {}
     for name, applies in (
         ("merged", _any(holds_most & (n_held[table.pair_pred] > 1), table.pair_true, n)),
-        ("split", _is_covered(table, n) & (np.bincount(table.pair_true[lies_in], minlength=n) > 1)),
+        ("split", is_covered & (np.bincount(table.pair_true[lies_in], minlength=n) > 1)),
         ("missed", ~_any(is_near, table.pair_true, n)),
         ("misshapen", np.ones(n, bool)),
     ):
         counts[name] = int((is_left & applies).sum())
         is_left &= ~applies
-    on_nuclei = np.bincount(table.pair_pred, weights=shared, minlength=m).astype(np.int64)
-    is_off = (2 * on_nuclei < table.pred.areas) & ~_any(is_near, table.pair_pred, m)
+    is_off = (2 * table.covered_pred < table.pred.areas) & ~_any(is_near, table.pair_pred, m)
     return Mistakes(**counts, extra=int((is_unmatched & is_off).sum()))
 
 
 def _any(pairs: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:
     """bool[n], those that a pair (bool[k]) is true of."""
     return np.bincount(of[pairs], minlength=n) > 0
-
-
-def _is_covered(table: Overlaps, n: int) -> np.ndarray:
-    """bool[n], the true nuclei that predictions cover to more than half."""
-    covered = np.bincount(table.pair_true, weights=table.intersections, minlength=n).astype(np.int64)
-    return 2 * covered > table.true.areas

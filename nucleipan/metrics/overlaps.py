@@ -80,6 +80,16 @@ class Overlaps:
         """float64[k], intersection over union of every pair."""
         return self.intersections / self.unions
 
+    @property
+    def covered_true(self) -> np.ndarray:
+        """int64[n], pixels of every true instance that lie in predictions."""
+        return _summed(self.intersections, self.pair_true, len(self.true))
+
+    @property
+    def covered_pred(self) -> np.ndarray:
+        """int64[m], pixels of every prediction that lie in true instances."""
+        return _summed(self.intersections, self.pair_pred, len(self.pred))
+
 
 def overlaps(pred: Rows, true: Rows) -> Overlaps:
     """Compare two integer instance maps [h, w], arrays or other ``Rows``; 0 is no instance.
@@ -157,6 +167,11 @@ def _summed_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     """Distinct keys, ascending, and the sum of each one's values, int64[k] both."""
     distinct, inverse = np.unique(keys, return_inverse=True)
     return distinct, np.bincount(inverse, weights=values, minlength=len(distinct)).astype(np.int64)
+
+
+def _summed(pixels: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:
+    """int64[n], ``pixels`` added up by ``of``."""
+    return np.bincount(of, weights=pixels, minlength=n).astype(np.int64)
 
 
 def _segments(ids: np.ndarray, rank: np.ndarray, sums: np.ndarray) -> Segments:

@@ -195,7 +195,7 @@ class _Judged:
 def _qualities(table: Overlaps, of: _Judged, n_classes: int) -> tuple[PanopticQuality, ...]:
     m = len(table.pred)
     # Every predicted pixel that meets no true segment lies on void.
-    seen = np.bincount(table.pair_pred, weights=table.intersections, minlength=m).astype(np.int64)
+    seen = table.covered_pred
     unions = table.true.areas[table.pair_true] + seen[table.pair_pred] - table.intersections
     agree = of.pred[table.pair_pred] == of.true[table.pair_true]
     is_crowd = of.is_crowd[table.pair_true]
